@@ -1,0 +1,131 @@
+//! Command lines: text in, a [`Config`](crate::config::Config) and a job out.
+//!
+//! One file for each dialect and vocabulary: [`options`] is what `run` and `attach` share,
+//! [`publish`] the language of published ports. Nothing here opens or changes anything.
+
+pub mod options;
+pub mod publish;
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::setup::idmap::Mapping;
+use options::Options;
+
+/// A rootless user-mode network for Linux namespaces.
+#[derive(Debug, Parser)]
+#[command(name = "tapgate", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in new user, network and mount namespaces with a working network
+    Run(Run),
+    /// Give a network to a namespace that exists, until it is gone
+    Attach(Attach),
+}
+
+/// `tapgate run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// What `run` and `attach` share.
+    #[command(flatten)]
+    pub options: Options,
+    /// Name of the tap inside
+    #[arg(long, value_name = "NAME", default_value = "tap0", value_parser = options::interface_name)]
+    pub ifname: String,
+    /// Who the caller is inside
+    #[arg(long, value_enum, default_value_t, value_name = "MAP")]
+    pub map: Mapping,
+    /// The command and its arguments [default: $SHELL]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// `tapgate attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// What `run` and `attach` share.
+    #[command(flatten)]
+    pub options: Options,
+    /// Name of the tap inside (same as IFNAME)
+    #[arg(long = "ifname", value_name = "NAME", conflicts_with = "ifname", value_parser = options::interface_name)]
+    pub ifname_option: Option<String>,
+    /// User namespace that owns the network namespace
+    #[arg(long, value_name = "PATH")]
+    pub userns: Option<PathBuf>,
+    /// Write "1" to this descriptor and close it once the network works
+    #[arg(long, value_name = "FD")]
+    pub ready_fd: Option<RawFd>,
+    /// End when the other side of this descriptor is closed
+    #[arg(long, value_name = "FD")]
+    pub exit_fd: Option<RawFd>,
+    /// A process, or a file that stands for a network namespace
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+    /// Name of the tap inside [default: tap0]
+    #[arg(value_name = "IFNAME", value_parser = options::interface_name)]
+    pub ifname: Option<String>,
+}
+
+impl Attach {
+    /// The name of the tap, however it was given.
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        self.ifname.as_deref().or(self.ifname_option.as_deref()).unwrap_or("tap0")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_end_where_the_command_begins() {
+        let cli = Cli::parse_from(["tapgate", "run", "--mtu", "9000", "ls", "--mtu", "-l"]);
+        let Command::Run(run) = cli.command else { panic!("run expected") };
+        assert_eq!(run.options.mtu, 9000);
+        assert_eq!(run.command, ["ls", "--mtu", "-l"]);
+    }
+
+    #[test]
+    fn attach_takes_the_name_both_ways() {
+        for args in [&["tapgate", "attach", "1", "eth0"][..], &["tapgate", "attach", "--ifname", "eth0", "1"]] {
+            let Command::Attach(attach) = Cli::parse_from(args).command else { panic!("attach expected") };
+            assert_eq!(attach.interface(), "eth0");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for args in [
+            &["tapgate"][..],
+            &["tapgate", "run", "--mtu", "575"],
+            &["tapgate", "run", "--mtu", "65521"],
+            &["tapgate", "run", "--subnet", "10.0.2.0/26"],
+            &["tapgate", "run", "--subnet", "10.0.2.1/24"],
+            &["tapgate", "run", "--ifname", "a/b"],
+            &["tapgate", "run", "--mac", "01:00:00:00:00:00"],
+            &["tapgate", "run", "-p", "80"],
+            &["tapgate", "run", "--max-flows", "0"],
+            &["tapgate", "attach"],
+        ] {
+            let error = Cli::try_parse_from(args).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The options that `run` and `attach` share, and how they become a [`Config`].
+//!
+//! Comes in: words. Goes out: values that are right in themselves; what is wrong is a usage error
+//! that names the option and the fix (exit status 2).
+
+use std::net::{IpAddr, SocketAddr};
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use super::publish::{self, Spec};
+use crate::config::{
+    AddressPlan, Config, DEFAULT_MAX_FLOWS, Dns, MAX_MTU, MIN_MTU, Outbound,
+};
+use crate::net::Mac;
+use crate::sys::tap::MAX_NAME;
+
+/// Port of the domain name service.
+const DNS_PORT: u16 = 53;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A switch that is named rather than negated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OnOff {
+    /// Where the kernel grants it.
+    #[default]
+    On,
+    /// Never.
+    Off,
+}
+
+/// What `run` and `attach` share.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Largest packet on the tap, bytes (576 to 65520)
+    #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(i64::from(MIN_MTU)..=i64::from(MAX_MTU)))]
+    pub mtu: u16,
+    /// The virtual subnet: gateway .2, resolver .3, DHCP from .15, address .100
+    #[arg(long, value_name = "CIDR", default_value = "10.0.2.0/24", value_parser = subnet)]
+    pub subnet: AddressPlan,
+    /// Ethernet address of the tap inside
+    #[arg(long, value_name = "MAC", value_parser = mac)]
+    pub mac: Option<Mac>,
+    /// The gateway address does not lead to the host's loopback
+    #[arg(long)]
+    pub no_host_loopback: bool,
+    /// No DNS forwarder
+    #[arg(long, conflicts_with = "dns")]
+    pub no_dns: bool,
+    /// Ask this resolver instead of the host's (repeatable)
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = resolver)]
+    pub dns: Vec<SocketAddr>,
+    /// Send from this address, or by this interface
+    #[arg(long, value_name = "ADDR|IFACE", value_parser = outbound)]
+    pub outbound: Option<Outbound>,
+    /// Publish a port: [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], or ranges a-b:c-d (repeatable)
+    #[arg(short, long, value_name = "SPEC", value_parser = publish::parse)]
+    pub publish: Vec<Spec>,
+    /// Limit on connections and associations together
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub max_flows: u32,
+    /// Leave checksums and segmentation to the kernel where it can
+    #[arg(long, value_enum, default_value_t, value_name = "on|off")]
+    pub offload: OnOff,
+    /// More log lines (repeatable)
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+impl Options {
+    /// The configuration that these words ask for. `search` is the host's search list.
+    #[must_use]
+    pub fn config(&self, search: Vec<String>) -> Config {
+        let guest = self.subnet.guest().into();
+        Config {
+            plan: self.subnet,
+            mtu: self.mtu,
+            host_loopback: !self.no_host_loopback,
+            dns: match (self.no_dns, self.dns.is_empty()) {
+                (true, _) => Dns::Off,
+                (false, true) => Dns::Host,
+                (false, false) => Dns::Fixed(self.dns.clone()),
+            },
+            outbound: self.outbound.clone(),
+            publish: self.publish.iter().flat_map(|spec| spec.rules(guest)).collect(),
+            max_flows: self.max_flows,
+            offload: self.offload == OnOff::On,
+            search,
+        }
+    }
+}
+
+fn subnet(word: &str) -> Result<AddressPlan, String> {
+    let net = word.parse().map_err(|_| "write a network such as 10.0.2.0/24".to_owned())?;
+    AddressPlan::new(net).map_err(|error| error.to_string())
+}
+
+fn mac(word: &str) -> Result<Mac, String> {
+    let mac: Mac = word.parse().map_err(|error: crate::net::MacParseError| error.to_string())?;
+    if mac.is_unicast() { Ok(mac) } else { Err("a group address: its first octet must be even".into()) }
+}
+
+/// An address with or without a port; IPv6 with a port in brackets.
+fn resolver(word: &str) -> Result<SocketAddr, String> {
+    let bare = word.parse::<IpAddr>().map(|addr| SocketAddr::new(addr, DNS_PORT));
+    bare.or_else(|_| word.parse()).map_err(|_| "write an address, or address:port".into())
+}
+
+fn outbound(word: &str) -> Result<Outbound, String> {
+    match word.parse() {
+        Ok(addr) => Ok(Outbound::Address(addr)),
+        Err(_) => interface_name(word).map(Outbound::Interface),
+    }
+}
+
+/// A name that the kernel would take for an interface.
+pub(super) fn interface_name(word: &str) -> Result<String, String> {
+    let fits = !word.is_empty() && word.len() <= MAX_NAME && word != "." && word != "..";
+    let sane = word.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
+    if fits && sane {
+        Ok(word.to_owned())
+    } else {
+        Err(format!("an interface's name has 1 to {MAX_NAME} letters, digits or signs, but no slash, colon or percent sign"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_have_a_port() {
+        assert_eq!(resolver("192.0.2.1"), Ok("192.0.2.1:53".parse().unwrap()));
+        assert_eq!(resolver("127.0.0.1:5353"), Ok("127.0.0.1:5353".parse().unwrap()));
+        assert_eq!(resolver("[::1]:5353"), Ok("[::1]:5353".parse().unwrap()));
+        assert!(resolver("localhost").is_err());
+    }
+
+    #[test]
+    fn outbound_is_an_address_or_a_name() {
+        assert_eq!(outbound("192.0.2.1"), Ok(Outbound::Address([192, 0, 2, 1].into())));
+        assert_eq!(outbound("eth0"), Ok(Outbound::Interface("eth0".into())));
+        assert!(outbound("much-too-long-a-name").is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! The one loop that moves frames and events; the only place on the data path that awaits.
+//!
+//! Owns the link, the host, the stack and both batches. A turn reads the clock once, takes a batch
+//! of frames, a batch of events and what is overdue, lets the flows move bytes, and sends what was
+//! produced. Every batch is bounded, so no flow keeps the others waiting for longer than a turn.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::buf::{RxBatch, TxBatch};
+use crate::control::Command;
+use crate::flow::Turn;
+use crate::host::kernel::KernelHost;
+use crate::link::Link;
+use crate::net;
+use crate::stack::Stack;
+
+/// Frames taken from the link in one turn.
+const RX_FRAMES: usize = 128;
+/// Bytes taken from the link in one turn: a few frames of the largest size.
+const RX_BYTES: usize = 512 * 1024;
+/// Frames and bytes produced in one turn.
+const TX_FRAMES: usize = 512;
+const TX_BYTES: usize = 512 * 1024;
+/// Busy turns in a row before signals and commands get a hearing.
+const BUSY_TURNS: u32 = 16;
+/// How long to sleep when there is no deadline at all.
+const NO_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// Why the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// The link is gone: nobody is left to serve.
+    LinkGone,
+}
+
+/// What a turn left to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// More, at once.
+    Again,
+    /// Nothing until something happens, or this time comes.
+    Wait(Option<net::Instant>),
+}
+
+/// The loop and all that it owns.
+pub struct EventLoop<L> {
+    link: L,
+    host: KernelHost,
+    stack: Stack<KernelHost>,
+    commands: mpsc::Receiver<Command>,
+    epoch: Instant,
+    rx: RxBatch,
+    tx: TxBatch,
+    events: Vec<crate::host::Event>,
+}
+
+impl<L: Link> EventLoop<L> {
+    /// A loop over these; commands come by `commands`.
+    #[must_use]
+    pub fn new(link: L, host: KernelHost, stack: Stack<KernelHost>, commands: mpsc::Receiver<Command>) -> Self {
+        Self {
+            link,
+            host,
+            stack,
+            commands,
+            epoch: Instant::now(),
+            rx: RxBatch::new(RX_FRAMES, RX_BYTES),
+            tx: TxBatch::new(TX_FRAMES, TX_BYTES),
+            events: Vec::with_capacity(256),
+        }
+    }
+
+    /// Runs until told to stop or the link is gone.
+    ///
+    /// # Errors
+    /// When the poller fails.
+    pub async fn run(mut self) -> io::Result<Ended> {
+        let sleep = tokio::time::sleep(NO_DEADLINE);
+        tokio::pin!(sleep);
+        let mut busy = 0;
+        loop {
+            match self.turn() {
+                Ok(Next::Again) if busy < BUSY_TURNS => {
+                    busy += 1;
+                    continue;
+                }
+                Ok(Next::Again) => sleep.as_mut().reset(self.epoch),
+                Ok(Next::Wait(at)) => sleep.as_mut().reset(self.wake_at(at)),
+                Err(error) => {
+                    tracing::debug!(%error, "link gone");
+                    return Ok(Ended::LinkGone);
+                }
+            }
+            busy = 0;
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => if self.obey(command) { return Ok(Ended::Stopped) },
+                ready = self.link.readable() => ready?,
+                ready = self.host.readable() => ready?,
+                () = &mut sleep => {}
+            }
+        }
+    }
+
+    /// One turn.
+    ///
+    /// # Errors
+    /// When the link or the poller is gone.
+    fn turn(&mut self) -> io::Result<Next> {
+        self.rx.clear();
+        let more_frames = self.link.receive(&mut self.rx)?;
+        let more_events = self.host.poll_events(&mut self.events)?;
+        let mut turn = Turn { now: now(self.epoch), host: &mut self.host, tx: &mut self.tx };
+        for (bytes, meta) in self.rx.frames() {
+            self.stack.handle_frame(&mut turn, bytes, meta);
+        }
+        for event in self.events.drain(..) {
+            self.stack.handle_host(&mut turn, event);
+        }
+        self.stack.handle_timeout(&mut turn);
+        let more_flows = self.stack.poll_transmit(&mut turn);
+        self.link.transmit(&mut self.tx)?;
+        let again = more_frames || more_events || more_flows;
+        Ok(if again { Next::Again } else { Next::Wait(self.stack.poll_timeout()) })
+    }
+
+    /// The runtime's time for a time of the stack.
+    fn wake_at(&self, at: Option<net::Instant>) -> Instant {
+        match at.map(|at| u64::try_from(at.total_micros())) {
+            Some(Ok(micros)) => self.epoch + Duration::from_micros(micros),
+            Some(Err(_)) => self.epoch,
+            None => Instant::now() + NO_DEADLINE,
+        }
+    }
+
+    /// Does what it is told; true when that is to stop.
+    fn obey(&mut self, command: Option<Command>) -> bool {
+        match command {
+            Some(Command::Stop) | None => true,
+        }
+    }
+}
+
+/// The stack's time: microseconds since the loop began.
+fn now(epoch: Instant) -> net::Instant {
+    net::Instant::from_micros(i64::try_from(epoch.elapsed().as_micros()).unwrap_or(i64::MAX))
+}

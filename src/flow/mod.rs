@@ -1,0 +1,43 @@
+//! One conversation is one value: its key, its deadline, its state.
+//!
+//! A [`Table`](table::Table) holds them all, is searched by [`key::FlowKey`] or
+//! [`Token`](crate::host::Token), and is the connection table that users see. [`tcp`] carries byte
+//! streams, [`udp`], [`echo`] and [`query`] hold what their protocols need to remember. Flows know
+//! host sockets by their traits only, and know nothing of policy, names or addresses' meaning: that
+//! is [`crate::stack`]'s.
+
+pub mod echo;
+pub mod key;
+pub mod query;
+pub mod table;
+pub mod tcp;
+pub mod tcp_engine;
+pub mod udp;
+
+use crate::buf::TxBatch;
+use crate::host::Host;
+use crate::net::Instant;
+
+/// What every step of a turn needs: the time, the host, and room for frames to the guest.
+pub struct Turn<'a, H> {
+    /// The time of this turn; read once by the event loop.
+    pub now: Instant,
+    /// The host's network.
+    pub host: &'a mut H,
+    /// Frames on their way to the guest.
+    pub tx: &'a mut TxBatch,
+}
+
+/// A conversation of any kind.
+pub enum Flow<H: Host> {
+    /// A TCP connection.
+    Tcp(tcp::TcpFlow<H::Tcp>),
+    /// A guest's UDP port.
+    Udp(udp::UdpFlow<H::Udp>),
+    /// A host's client of a published UDP port.
+    Peer(udp::PublishedPeer),
+    /// A guest's ping.
+    Echo(echo::EchoFlow<H::Echo>),
+    /// A DNS query on its way.
+    Query(query::Query<H::Udp>),
+}

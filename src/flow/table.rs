@@ -1,0 +1,355 @@
+//! The flow table: a slab, an index by key, and deadlines.
+//!
+//! Owns every flow. A [`Token`] names a slot and the slot's generation, so an event that comes
+//! after its flow is gone finds nothing, never a stranger. Every flow has a deadline; deadlines may
+//! move later for free (the heap's entry stays and is looked at again when it comes up).
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+use super::key::{FlowKey, KeyedState};
+use crate::host::Token;
+use crate::net::Instant;
+
+/// Generations wrap below this; the bit above marks tokens that are not flows.
+const GENERATION_MASK: u64 = 0x3fff_ffff;
+
+/// The table holds as many flows as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the limit on flows is reached")]
+pub struct Full;
+
+struct Entry<F> {
+    key: FlowKey,
+    flow: F,
+    deadline: Instant,
+    /// The earliest heap entry for this flow: it is looked at then at the latest.
+    scheduled: Instant,
+}
+
+struct Slot<F> {
+    generation: u64,
+    entry: Option<Entry<F>>,
+}
+
+/// All flows of a stack.
+pub struct Table<F> {
+    slots: Vec<Slot<F>>,
+    free: Vec<u32>,
+    index: HashMap<FlowKey, Token, KeyedState>,
+    deadlines: BinaryHeap<Reverse<(Instant, Token)>>,
+    /// Flows that are over but remembered, oldest first: they give way to new ones.
+    evictable: VecDeque<Token>,
+    limit: usize,
+}
+
+fn token(index: u32, generation: u64) -> Token {
+    Token(generation << 32 | u64::from(index))
+}
+
+fn slot_of(token: Token) -> usize {
+    // The lower half of a token is the slot.
+    usize::try_from(token.0 & 0xffff_ffff).unwrap_or(usize::MAX)
+}
+
+fn generation_of(token: Token) -> u64 {
+    token.0 >> 32
+}
+
+impl<F> Table<F> {
+    /// An empty table for at most `limit` flows.
+    #[must_use]
+    pub fn new(limit: u32, hash: KeyedState) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            index: HashMap::with_hasher(hash),
+            deadlines: BinaryHeap::new(),
+            evictable: VecDeque::new(),
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Number of flows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// There is no flow.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// The token that the next [`Table::insert`] will give, for opening the flow's socket with.
+    /// Makes room by forgetting the oldest flow that is over, if it must.
+    ///
+    /// # Errors
+    /// [`Full`] when every flow is live.
+    pub fn next_token(&mut self) -> Result<Token, Full> {
+        while self.index.len() >= self.limit {
+            let oldest = self.evictable.pop_front().ok_or(Full)?;
+            self.remove(oldest);
+        }
+        match self.free.last() {
+            Some(&index) => Ok(token(index, self.slots[usize::try_from(index).unwrap_or(usize::MAX)].generation)),
+            None => Ok(token(u32::try_from(self.slots.len()).map_err(|_| Full)?, 0)),
+        }
+    }
+
+    /// Adds a flow under a key that no other flow has.
+    ///
+    /// # Errors
+    /// [`Full`] when every flow is live.
+    pub fn insert(&mut self, key: FlowKey, flow: F, deadline: Instant) -> Result<Token, Full> {
+        let token = self.next_token()?;
+        debug_assert!(!self.index.contains_key(&key), "a key names one flow");
+        if self.free.pop().is_none() {
+            self.slots.push(Slot { generation: 0, entry: None });
+        }
+        let entry = Entry { key, flow, deadline, scheduled: deadline };
+        self.slots[slot_of(token)].entry = Some(entry);
+        self.index.insert(key, token);
+        self.deadlines.push(Reverse((deadline, token)));
+        Ok(token)
+    }
+
+    /// The flow of a key.
+    #[must_use]
+    pub fn find(&self, key: &FlowKey) -> Option<Token> {
+        self.index.get(key).copied()
+    }
+
+    fn entry(&self, token: Token) -> Option<&Entry<F>> {
+        let slot = self.slots.get(slot_of(token))?;
+        slot.entry.as_ref().filter(|_| slot.generation == generation_of(token))
+    }
+
+    fn entry_mut(&mut self, token: Token) -> Option<&mut Entry<F>> {
+        let slot = self.slots.get_mut(slot_of(token))?;
+        let current = slot.generation == generation_of(token);
+        slot.entry.as_mut().filter(|_| current)
+    }
+
+    /// The flow of a token, unless it is gone.
+    #[must_use]
+    pub fn get(&self, token: Token) -> Option<&F> {
+        self.entry(token).map(|entry| &entry.flow)
+    }
+
+    /// The flow of a token, unless it is gone.
+    pub fn get_mut(&mut self, token: Token) -> Option<&mut F> {
+        self.entry_mut(token).map(|entry| &mut entry.flow)
+    }
+
+    /// The key of a token's flow.
+    #[must_use]
+    pub fn key(&self, token: Token) -> Option<FlowKey> {
+        self.entry(token).map(|entry| entry.key)
+    }
+
+    /// The deadline of a token's flow.
+    #[must_use]
+    pub fn deadline(&self, token: Token) -> Option<Instant> {
+        self.entry(token).map(|entry| entry.deadline)
+    }
+
+    /// Takes a flow out. Its token is worth nothing from now on.
+    pub fn remove(&mut self, token: Token) -> Option<F> {
+        let slot = self.slots.get_mut(slot_of(token))?;
+        if slot.generation != generation_of(token) {
+            return None;
+        }
+        let entry = slot.entry.take()?;
+        slot.generation = (slot.generation + 1) & GENERATION_MASK;
+        self.index.remove(&entry.key);
+        self.free.push(u32::try_from(slot_of(token)).unwrap_or(u32::MAX));
+        Some(entry.flow)
+    }
+
+    /// Moves a flow's deadline.
+    pub fn set_deadline(&mut self, token: Token, deadline: Instant) {
+        let Some(entry) = self.entry_mut(token) else { return };
+        entry.deadline = deadline;
+        if deadline < entry.scheduled {
+            entry.scheduled = deadline;
+            self.deadlines.push(Reverse((deadline, token)));
+        }
+    }
+
+    /// Marks a flow as over: it gives way when the table is full.
+    pub fn set_evictable(&mut self, token: Token) {
+        self.evictable.push_back(token);
+        // Tokens of flows that ended otherwise stay behind; the queue is kept in proportion.
+        if self.evictable.len() > 2 * self.index.len() + 64 {
+            let mut kept = std::mem::take(&mut self.evictable);
+            kept.retain(|&token| self.entry(token).is_some());
+            self.evictable = kept;
+        }
+    }
+
+    /// When [`Table::expired`] may have something to give. May be early, never late.
+    pub fn next_deadline(&mut self) -> Option<Instant> {
+        while let Some(&Reverse((at, token))) = self.deadlines.peek() {
+            let live = self.entry(token).is_some_and(|entry| entry.scheduled == at);
+            if live {
+                return Some(at);
+            }
+            self.deadlines.pop();
+        }
+        None
+    }
+
+    /// The next flow whose deadline has passed. The caller moves its deadline or removes it.
+    pub fn expired(&mut self, now: Instant) -> Option<Token> {
+        while let Some(&Reverse((at, token))) = self.deadlines.peek() {
+            if at > now {
+                return None;
+            }
+            self.deadlines.pop();
+            let Some(entry) = self.entry_mut(token).filter(|entry| entry.scheduled == at) else {
+                continue;
+            };
+            let deadline = entry.deadline;
+            if deadline <= now {
+                // Out of the heap: whatever deadline is set next is scheduled anew.
+                entry.scheduled = Instant::from_micros(i64::MAX);
+                return Some(token);
+            }
+            entry.scheduled = deadline;
+            self.deadlines.push(Reverse((deadline, token)));
+        }
+        None
+    }
+
+    /// Every flow's token, in no particular order.
+    pub fn tokens(&self) -> impl Iterator<Item = Token> {
+        self.index.values().copied()
+    }
+
+    /// Index and slab agree, and every flow is scheduled: what tests hold after every step.
+    ///
+    /// # Errors
+    /// What does not agree.
+    pub fn check(&self) -> Result<(), String> {
+        let live = self.slots.iter().filter(|slot| slot.entry.is_some()).count();
+        if live != self.index.len() || live + self.free.len() != self.slots.len() {
+            return Err(format!("{live} live, {} indexed, {} free", self.index.len(), self.free.len()));
+        }
+        for (key, &token) in &self.index {
+            let entry = self.entry(token).ok_or_else(|| format!("{key:?} leads nowhere"))?;
+            if entry.key != *key {
+                return Err(format!("{key:?} leads to {:?}", entry.key));
+            }
+            let scheduled = self.deadlines.iter().any(|Reverse((at, t))| *t == token && *at == entry.scheduled);
+            if !scheduled {
+                return Err(format!("{key:?} has no deadline"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::LinkId;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn key(n: u16) -> FlowKey {
+        FlowKey::Echo { link: LinkId(0), guest: [10, 0, 2, 100].into(), ident: n }
+    }
+
+    fn at(seconds: i64) -> Instant {
+        Instant::from_secs(seconds)
+    }
+
+    fn table(limit: u32) -> Table<u16> {
+        Table::new(limit, KeyedState::new((1, 2)))
+    }
+
+    #[test]
+    fn a_late_event_finds_no_stranger() {
+        let mut table = table(4);
+        let old = table.insert(key(1), 1, at(1)).unwrap();
+        assert_eq!(table.remove(old), Some(1));
+        let new = table.insert(key(2), 2, at(1)).unwrap();
+        assert_eq!(slot_of(old), slot_of(new), "the slot is used again");
+        assert_eq!(table.get(old), None);
+        assert_eq!(table.get(new), Some(&2));
+    }
+
+    #[test]
+    fn a_full_table_forgets_what_is_over_first() {
+        let mut table = table(2);
+        let first = table.insert(key(1), 1, at(1)).unwrap();
+        table.insert(key(2), 2, at(1)).unwrap();
+        assert_eq!(table.insert(key(3), 3, at(1)), Err(Full));
+        table.set_evictable(first);
+        assert!(table.insert(key(3), 3, at(1)).is_ok());
+        assert_eq!(table.find(&key(1)), None);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Insert(u16, i64),
+        Remove(u16),
+        Move(u16, i64),
+        Expire(i64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..20_u16, 0..100_i64).prop_map(|(k, t)| Step::Insert(k, t)),
+            (0..20_u16).prop_map(Step::Remove),
+            (0..20_u16, 0..100_i64).prop_map(|(k, t)| Step::Move(k, t)),
+            (0..100_i64).prop_map(Step::Expire),
+        ]
+    }
+
+    proptest! {
+        /// The table agrees with an ordered map, whatever is done to it.
+        #[test]
+        fn behaves_like_a_map(steps in proptest::collection::vec(step(), 0..200)) {
+            let mut table = table(16);
+            let mut model: BTreeMap<u16, i64> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Insert(k, t) if !model.contains_key(&k) => {
+                        let inserted = table.insert(key(k), k, at(t));
+                        prop_assert_eq!(inserted.is_ok(), model.len() < 16);
+                        if inserted.is_ok() {
+                            model.insert(k, t);
+                        }
+                    }
+                    Step::Insert(..) => {}
+                    Step::Remove(k) => {
+                        let removed = table.find(&key(k)).and_then(|token| table.remove(token));
+                        prop_assert_eq!(removed.is_some(), model.remove(&k).is_some());
+                    }
+                    Step::Move(k, t) => {
+                        if let Some(token) = table.find(&key(k)) {
+                            table.set_deadline(token, at(t));
+                            model.insert(k, t);
+                        }
+                    }
+                    Step::Expire(t) => {
+                        while let Some(token) = table.expired(at(t)) {
+                            let k = *table.get(token).unwrap();
+                            prop_assert!(model[&k] <= t);
+                            table.remove(token);
+                            model.remove(&k);
+                        }
+                        prop_assert!(model.values().all(|&deadline| deadline > t));
+                    }
+                }
+                prop_assert_eq!(table.check(), Ok(()));
+                prop_assert_eq!(table.len(), model.len());
+                let earliest = model.values().min().copied();
+                prop_assert!(table.next_deadline().is_none_or(|at| Some(at.secs()) <= earliest));
+            }
+        }
+    }
+}

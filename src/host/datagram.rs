@@ -1,0 +1,214 @@
+//! The kernel's datagram sockets: UDP with its error queue, and ICMP echo ("ping") sockets.
+//!
+//! Owns nothing but the socket. What the network reports about a datagram (ip(7), `IP_RECVERR`)
+//! comes out as a [`QueuedError`], ready to be passed on to the guest.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, recvmsg, setsockopt, sockopt,
+};
+use socket2::Socket;
+
+use super::{EchoSocket, QueuedError, UdpSocket};
+use crate::net::emit::IcmpError;
+
+/// Receive buffer asked for: a burst of a thousand sockets' answers must not be lost while the
+/// loop is busy. The kernel caps it at `net.core.rmem_max`.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Bytes of an ICMP echo header.
+const ECHO_HEADER: usize = 8;
+
+/// A UDP socket of the kernel.
+#[derive(Debug)]
+pub struct KernelUdp {
+    socket: Socket,
+    ipv6: bool,
+}
+
+impl KernelUdp {
+    pub(super) fn new(socket: Socket, ipv6: bool) -> io::Result<Self> {
+        if ipv6 {
+            setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+        }
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+        // A guest may speak to a broadcast address only by name of an ordinary one; the stack
+        // never asks for it, so SO_BROADCAST stays off.
+        Ok(Self { socket, ipv6 })
+    }
+
+    /// Address and port that the socket is bound to.
+    ///
+    /// # Errors
+    /// What `getsockname(2)` reports.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+impl AsFd for KernelUdp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl UdpSocket for KernelUdp {
+    fn send_to(&mut self, to: SocketAddr, payload: &[u8], segment: Option<NonZeroU16>) -> io::Result<()> {
+        let to = to.into();
+        let step = segment.map_or(payload.len(), |segment| usize::from(segment.get())).max(1);
+        if payload.is_empty() {
+            return self.socket.send_to(payload, &to).map(drop);
+        }
+        for datagram in payload.chunks(step) {
+            let sent = self.socket.send_to(datagram, &to);
+            // An error that an earlier datagram earned is reported by the next call once; the
+            // error queue still has it, and this datagram deserves its own attempt.
+            if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+                self.socket.send_to(datagram, &to)?;
+            } else {
+                sent?;
+            }
+        }
+        Ok(())
+    }
+
+    fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        receive(&self.socket, bytes)
+    }
+
+    fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
+        if self.ipv6 {
+            queued_error::<SockaddrIn6>(&self.socket, bytes)
+        } else {
+            queued_error::<SockaddrIn>(&self.socket, bytes)
+        }
+    }
+}
+
+/// Receives one datagram and its sender.
+fn receive(socket: &Socket, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    let fd = socket.as_raw_fd();
+    let mut vector = [IoSliceMut::new(bytes)];
+    let message = recvmsg::<nix::sys::socket::SockaddrStorage>(fd, &mut vector, None, MsgFlags::empty())?;
+    let sender = message.address.and_then(|address| {
+        let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((Ipv4Addr::from(a.ip()), a.port())));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::from((Ipv6Addr::from(a.ip()), a.port()))))
+    });
+    let sender = sender.ok_or(io::ErrorKind::InvalidData)?;
+    Ok((message.bytes, sender))
+}
+
+/// Takes the next entry off a socket's error queue; entries that say nothing about the network
+/// are passed over.
+fn queued_error<A: SockaddrLike + Into<Destination>>(socket: &Socket, bytes: &mut [u8]) -> Option<QueuedError> {
+    loop {
+        let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+        let mut vector = [IoSliceMut::new(bytes)];
+        let message =
+            recvmsg::<A>(socket.as_raw_fd(), &mut vector, Some(&mut control), MsgFlags::MSG_ERRQUEUE).ok()?;
+        let quoted = message.bytes;
+        let reported = message.cmsgs().ok().and_then(|mut all| all.find_map(|m| reported(&m)));
+        let destination: Option<Destination> = message.address.map(Into::into);
+        let (Some((error, reporter)), Some(Destination(destination))) = (reported, destination) else {
+            continue;
+        };
+        return Some(QueuedError { error, reporter, destination, quoted });
+    }
+}
+
+/// Where a datagram was sent to, out of the address of an error queue entry.
+struct Destination(SocketAddr);
+
+impl From<SockaddrIn> for Destination {
+    fn from(addr: SockaddrIn) -> Self {
+        Self(SocketAddr::from((addr.ip(), addr.port())))
+    }
+}
+
+impl From<SockaddrIn6> for Destination {
+    fn from(addr: SockaddrIn6) -> Self {
+        Self(SocketAddr::from((addr.ip(), addr.port())))
+    }
+}
+
+/// The ICMP error in a control message, and who reported it.
+fn reported(message: &ControlMessageOwned) -> Option<(IcmpError, Option<IpAddr>)> {
+    match message {
+        ControlMessageOwned::Ipv4RecvErr(err, offender) => {
+            let reporter = offender.map(|addr| Ipv4Addr::from(u32::from_be(addr.sin_addr.s_addr)).into());
+            extended_error(err).map(|error| (error, reporter))
+        }
+        ControlMessageOwned::Ipv6RecvErr(err, offender) => {
+            let reporter = offender.map(|addr| Ipv6Addr::from(addr.sin6_addr.s6_addr).into());
+            extended_error(err).map(|error| (error, reporter))
+        }
+        _ => None,
+    }
+}
+
+/// Translates `struct sock_extended_err` (linux/errqueue.h).
+fn extended_error(err: &libc::sock_extended_err) -> Option<IcmpError> {
+    match err.ee_origin {
+        libc::SO_EE_ORIGIN_ICMP => {
+            // The second word of the ICMP header is the MTU for "fragmentation needed", else unused.
+            Some(IcmpError::Raw(err.ee_type, err.ee_code, err.ee_info & 0xffff))
+        }
+        libc::SO_EE_ORIGIN_LOCAL => match i32::try_from(err.ee_errno).unwrap_or(0) {
+            libc::EMSGSIZE => Some(IcmpError::FragmentationNeeded(u16::try_from(err.ee_info).unwrap_or(u16::MAX))),
+            libc::EHOSTUNREACH => Some(IcmpError::HostUnreachable),
+            libc::ENETUNREACH => Some(IcmpError::NetUnreachable),
+            libc::EACCES | libc::EPERM => Some(IcmpError::AdministrativelyProhibited),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// An ICMP echo socket of the kernel (icmp(7), `ping_group_range`).
+#[derive(Debug)]
+pub struct KernelEcho {
+    socket: Socket,
+    ipv6: bool,
+    /// Header and data in one piece, as the kernel wants and gives it.
+    scratch: Vec<u8>,
+}
+
+impl KernelEcho {
+    pub(super) fn new(socket: Socket, ipv6: bool) -> Self {
+        Self { socket, ipv6, scratch: Vec::new() }
+    }
+}
+
+impl AsFd for KernelEcho {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl EchoSocket for KernelEcho {
+    fn send_to(&mut self, to: IpAddr, seq: u16, data: &[u8]) -> io::Result<()> {
+        let kind = if self.ipv6 { 128 } else { 8 };
+        // The kernel fills in identifier and checksum.
+        self.scratch.clear();
+        self.scratch.extend([kind, 0, 0, 0, 0, 0]);
+        self.scratch.extend(seq.to_be_bytes());
+        self.scratch.extend(data);
+        self.socket.send_to(&self.scratch, &SocketAddr::new(to, 0).into()).map(drop)
+    }
+
+    fn recv_from(&mut self, data: &mut [u8]) -> io::Result<(IpAddr, u16, usize)> {
+        self.scratch.resize(data.len() + ECHO_HEADER, 0);
+        let (len, from) = receive(&self.socket, &mut self.scratch)?;
+        let message = self.scratch.get(..len).ok_or(io::ErrorKind::InvalidData)?;
+        let (header, payload) = message.split_at_checked(ECHO_HEADER).ok_or(io::ErrorKind::InvalidData)?;
+        let seq = u16::from_be_bytes([header[6], header[7]]);
+        data[..payload.len()].copy_from_slice(payload);
+        Ok((from.ip(), seq, payload.len()))
+    }
+}

@@ -1,0 +1,25 @@
+//! tapgate: a rootless user-mode network for Linux namespaces.
+//!
+//! The tour of the house, from the outside in. A frame's way is told in `doc/architecture.md`.
+//!
+//! - [`cli`] reads a command line and ends in a [`config::Config`];
+//! - [`setup`] makes namespaces, the tap and its addresses, once;
+//! - [`event_loop`] then moves frames and events, for as long as the network lives;
+//! - [`control`] listens for signals and the end of the target, and tells the loop to stop;
+//! - [`stack`] is the gateway that the guest believes in, a pure struct; [`flow`] holds its
+//!   conversations, [`net`] the packets, [`buf`] the memory in between;
+//! - [`link`] is the guest's edge (frames), [`host`] the host's (sockets);
+//! - [`sys`] has the only unsafe code.
+
+pub mod buf;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod event_loop;
+pub mod flow;
+pub mod host;
+pub mod link;
+pub mod net;
+pub mod setup;
+pub mod stack;
+pub mod sys;

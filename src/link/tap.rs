@@ -1,0 +1,170 @@
+//! A tap device as a [`Link`].
+//!
+//! Owns the tap's descriptor, which was opened inside the guest's network namespace. One read or
+//! write moves one frame, of up to 64 KiB where the kernel grants segmentation offload. Every offload
+//! is asked for by itself: a kernel that refuses one costs speed, never correctness.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Link, vnet};
+use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch, TxCapabilities};
+use crate::net::Mac;
+use crate::sys::readiness::watch;
+use crate::sys::tap::{self, offload};
+
+/// Offloads granted by the kernel, and whether there is a vnet header to use them by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Granted {
+    /// Frames have a vnet header.
+    pub vnet_header: bool,
+    /// Bits of [`offload`].
+    pub offloads: u32,
+}
+
+impl Granted {
+    const NONE: Self = Self { vnet_header: false, offloads: 0 };
+
+    /// What may be left to the kernel in frames that leave. With a vnet header a tap completes
+    /// checksums and segments in any case: the offloads are about what *we* can take.
+    #[must_use]
+    pub const fn transmit(self) -> TxCapabilities {
+        TxCapabilities { checksum: self.vnet_header, tso4: self.vnet_header, tso6: self.vnet_header }
+    }
+}
+
+/// A tap device.
+#[derive(Debug)]
+pub struct TapLink {
+    id: LinkId,
+    device: AsyncFd<File>,
+    granted: Granted,
+    mac: Mac,
+    lost: u64,
+}
+
+impl TapLink {
+    /// Takes over an open tap; negotiates what it can do. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the descriptor is no attached tap.
+    pub fn new(id: LinkId, tap: OwnedFd) -> io::Result<Self> {
+        let granted = negotiate(&tap)?;
+        let mac = Mac(tap::hardware_address(tap.as_fd())?);
+        let device = watch(File::from(tap))?;
+        tracing::debug!(?granted, %mac, "tap ready");
+        Ok(Self { id, device, granted, mac, lost: 0 })
+    }
+
+    /// What the kernel granted.
+    #[must_use]
+    pub const fn granted(&self) -> Granted {
+        self.granted
+    }
+
+    /// The Ethernet address of the interface inside.
+    #[must_use]
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+}
+
+/// Asks for each offload by itself and keeps those that the kernel takes.
+fn negotiate(tap: &OwnedFd) -> io::Result<Granted> {
+    if !tap::has_vnet_header(tap.as_fd())? {
+        return Ok(Granted::NONE);
+    }
+    tap::set_vnet_header_len(tap.as_fd(), vnet::LEN)?;
+    let mut offloads = 0;
+    // USO is taken only for both families at once.
+    for asked in [offload::CSUM, offload::TSO4, offload::TSO6, offload::USO4 | offload::USO6] {
+        if tap::set_offload(tap.as_fd(), offloads | asked).is_ok() {
+            offloads |= asked;
+        }
+    }
+    tap::set_offload(tap.as_fd(), offloads)?;
+    Ok(Granted { vnet_header: true, offloads })
+}
+
+/// Reads one frame into `spare`; its bytes and what the header says.
+fn read_frame(mut device: &File, spare: &mut [u8], id: LinkId, granted: Granted) -> io::Result<(std::ops::Range<usize>, RxMeta)> {
+    let len = device.read(spare)?;
+    if len == 0 {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    if !granted.vnet_header {
+        return Ok((0..len, RxMeta::plain(id)));
+    }
+    match spare.first_chunk::<{ vnet::LEN }>() {
+        Some(header) if len >= vnet::LEN => Ok((vnet::LEN..len, vnet::decode(id, *header))),
+        _ => Err(ErrorKind::InvalidData.into()),
+    }
+}
+
+/// The interface is gone, not just down or short of memory.
+fn is_fatal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF)) || error.kind() == ErrorKind::UnexpectedEof
+}
+
+impl Link for TapLink {
+    async fn readable(&self) -> io::Result<()> {
+        self.device.readable().await.map(|mut guard| guard.retain_ready())
+    }
+
+    fn receive(&mut self, batch: &mut RxBatch) -> io::Result<bool> {
+        while let Some(spare) = batch.spare() {
+            let (id, granted) = (self.id, self.granted);
+            let read = self.device.try_io(Interest::READABLE, |device| read_frame(device, spare, id, granted));
+            match read {
+                Ok((bytes, meta)) => batch.push(bytes, meta),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if is_fatal(&error) => return Err(error),
+                Err(_) => return Ok(true),
+            }
+        }
+        Ok(true)
+    }
+
+    fn transmit(&mut self, batch: &mut TxBatch) -> io::Result<()> {
+        let header = self.granted.vnet_header;
+        let mut device = self.device.get_ref();
+        let mut failed = None;
+        for frame in batch.frames() {
+            let bytes = if header {
+                let (start, _) = frame.with_headroom.split_at_mut(HEADROOM);
+                start.copy_from_slice(&vnet::encode(frame.offload));
+                &*frame.with_headroom
+            } else {
+                &frame.with_headroom[HEADROOM..]
+            };
+            if let Err(error) = device.write(bytes) {
+                self.lost += 1;
+                failed = Some(error);
+            }
+        }
+        batch.clear();
+        match failed {
+            Some(error) if is_fatal(&error) => Err(error),
+            Some(error) => {
+                tracing::debug!(%error, lost = self.lost, "frames lost at the tap");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_without_header_leaves_everything_to_us() {
+        assert_eq!(Granted::NONE.transmit(), TxCapabilities::default());
+        assert!(Granted { vnet_header: true, offloads: 0 }.transmit().tso4);
+    }
+}

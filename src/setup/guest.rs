@@ -1,0 +1,75 @@
+//! Inside the guest's network namespace: makes the tap and gives it an address and a route.
+//!
+//! Comes in: a [`TapPlan`]. Goes out: the tap's descriptor, when everything works. Needs
+//! `CAP_NET_ADMIN` over the present network namespace.
+
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+
+use nix::net::if_::if_nametoindex;
+
+use super::{SetupError, Step};
+use crate::config::{AddressPlan, Config};
+use crate::sys::netlink::{LinkChange, Netlink};
+use crate::sys::tap;
+
+/// Packets that wait for us before the tap drops some. At an MTU of 576 without segmentation
+/// offload a window of 1 MiB is 2,000 packets, and several flows may be open.
+const QUEUE_LENGTH: u32 = 16_384;
+
+/// How the tap is to look.
+#[derive(Debug, Clone)]
+pub struct TapPlan {
+    /// Name of the interface.
+    pub name: String,
+    /// Its Ethernet address; the kernel's choice where there is none.
+    pub mac: Option<[u8; 6]>,
+    /// Largest packet, bytes.
+    pub mtu: u16,
+    /// Ask for a vnet header, without which there are no offloads.
+    pub vnet_header: bool,
+    /// Address and route to configure.
+    pub addresses: AddressPlan,
+}
+
+impl TapPlan {
+    /// The plan that a configuration and the names on the command line make.
+    #[must_use]
+    pub fn new(config: &Config, name: &str, mac: Option<[u8; 6]>) -> Self {
+        Self {
+            name: name.to_owned(),
+            mac,
+            mtu: config.mtu,
+            vnet_header: config.offload,
+            addresses: config.plan,
+        }
+    }
+}
+
+/// Opens the tap and configures it and the loopback interface.
+///
+/// # Errors
+/// The step that failed.
+pub fn make_tap(plan: &TapPlan) -> Result<OwnedFd, SetupError> {
+    let name = &plan.name;
+    let tap = tap::open(name, plan.vnet_header).step(|| match std::fs::metadata("/dev/net/tun") {
+        Ok(_) => format!("opening the tap '{name}' (is it in use, or /dev/net/tun closed to you?)"),
+        Err(_) => "opening /dev/net/tun (load the tun module, or add the device)".into(),
+    })?;
+    let mut netlink = Netlink::open().step(|| "opening a netlink socket".into())?;
+    let loopback = if_nametoindex("lo").step(|| "finding the loopback interface".into())?;
+    netlink.set_up(loopback, LinkChange::default()).step(|| "bringing 'lo' up".into())?;
+    let index = if_nametoindex(name.as_str()).step(|| format!("finding '{name}'"))?;
+    let change = LinkChange {
+        mtu: Some(plan.mtu),
+        mac: plan.mac,
+        queue_length: Some(QUEUE_LENGTH),
+    };
+    netlink.set_up(index, change).step(|| format!("bringing '{name}' up"))?;
+    let (guest, gateway): (Ipv4Addr, Ipv4Addr) = (plan.addresses.guest(), plan.addresses.gateway());
+    netlink
+        .add_address(index, guest.into(), plan.addresses.subnet().prefix_len())
+        .step(|| format!("giving '{name}' the address {guest}"))?;
+    netlink.add_default_route(index, gateway.into()).step(|| format!("routing by {gateway}"))?;
+    Ok(tap)
+}

@@ -1,0 +1,111 @@
+//! Makes new namespaces with a network for a command.
+//!
+//! Comes in: the command and the plan of its tap. Goes out: the tap's descriptor and a [`Started`]
+//! keeper, which waits for the word to begin. The child makes the namespaces; we, outside, give it
+//! its identities, since only we can.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::unistd::Pid;
+
+use super::guest::{TapPlan, make_tap};
+use super::idmap::{self, Mapping};
+use super::{SetupError, Step, hear, keeper, message, report_tap, resolv_conf};
+use crate::sys::{fd, process};
+
+/// What is to be run, and how.
+#[derive(Debug)]
+pub struct Job {
+    /// Program and arguments.
+    pub command: Vec<CString>,
+    /// Identities inside.
+    pub mapping: Mapping,
+    /// The tap.
+    pub tap: TapPlan,
+    /// Text for `/etc/resolv.conf`; the host's file is seen where there is none.
+    pub resolv_conf: Option<String>,
+}
+
+/// A keeper that waits to begin.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process, our child.
+    pub keeper: Pid,
+    socket: UnixStream,
+}
+
+impl Started {
+    /// Lets the command begin. Keep the result for as long as the command may run: the keeper ends
+    /// everything when it is dropped.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn begin(self) -> io::Result<UnixStream> {
+        fd::send(&self.socket, &[message::GO], None)?;
+        Ok(self.socket)
+    }
+}
+
+/// Makes the namespaces and the tap.
+///
+/// # Errors
+/// The step that failed, in the child or here.
+pub fn start(job: &Job) -> Result<(Started, OwnedFd), SetupError> {
+    // What the keeper leaves behind, should it be killed, becomes ours to end.
+    prctl::set_child_subreaper(true).step(|| "adopting orphans".into())?;
+    let (ours, theirs) = UnixStream::pair().step(|| "making a socket pair".into())?;
+    let Some(child) = process::fork().step(|| "starting a child".into())? else {
+        drop(ours);
+        std::process::exit(i32::from(child(&theirs, job)));
+    };
+    drop(theirs);
+    let prepared = prepare(&ours, job, child);
+    match prepared {
+        Ok(tap) => Ok((Started { keeper: child, socket: ours }, tap)),
+        Err(error) => {
+            drop(ours);
+            keeper::end_descendants();
+            Err(error)
+        }
+    }
+}
+
+fn prepare(socket: &UnixStream, job: &Job, child: Pid) -> Result<OwnedFd, SetupError> {
+    hear(socket, message::UNMAPPED)?;
+    idmap::apply(job.mapping, child)?;
+    fd::send(socket, &[message::MAPPED], None).step(|| "speaking to the child".into())?;
+    hear(socket, message::TAP)?.ok_or(SetupError::ChildGone)
+}
+
+/// The child's life: namespaces, tap, then keeper of the command.
+fn child(socket: &UnixStream, job: &Job) -> u8 {
+    if !report_tap(socket, enter(socket, job)) || hear(socket, message::GO).is_err() {
+        return 1;
+    }
+    match keeper::keep(socket, &job.command) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("tapgate: {error}");
+            1
+        }
+    }
+}
+
+fn enter(socket: &UnixStream, job: &Job) -> Result<OwnedFd, SetupError> {
+    unshare(CloneFlags::CLONE_NEWUSER).step(|| {
+        "making a user namespace (see user.max_user_namespaces, kernel.unprivileged_userns_clone)".into()
+    })?;
+    fd::send(socket, &[message::UNMAPPED], None).step(|| "speaking to the parent".into())?;
+    hear(socket, message::MAPPED)?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).step(|| "making namespaces".into())?;
+    let tap = make_tap(&job.tap)?;
+    if let Some(text) = &job.resolv_conf {
+        resolv_conf::cover(text)?;
+    }
+    Ok(tap)
+}

@@ -1,0 +1,91 @@
+//! Numbers that tell what happened to frames: every frame counts exactly once.
+//!
+//! Frames in = answered + forwarded + dropped, by reason: [`Counters::check`] holds it in every
+//! simulated test. Datagrams of reassembly that time out later are counted apart.
+
+use crate::net::DropReason;
+
+/// What became of a frame from a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// The gateway itself answered, or took note.
+    Answered,
+    /// It went, or will go, to a host socket.
+    Forwarded,
+    /// It went no further.
+    Dropped(DropReason),
+}
+
+/// Counters of a stack.
+#[derive(Debug, Clone)]
+pub struct Counters {
+    /// Frames from guests.
+    pub frames_in: u64,
+    /// Bytes of those frames.
+    pub bytes_in: u64,
+    /// Frames that the gateway answered.
+    pub answered: u64,
+    /// Frames that went on to the host.
+    pub forwarded: u64,
+    dropped: [u64; DropReason::ALL.len()],
+    /// Drops of things that had been counted before: fragments that waited in vain.
+    dropped_later: u64,
+    /// Flows begun.
+    pub flows_opened: u64,
+    /// Flows refused because of a limit.
+    pub flows_refused: u64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            frames_in: 0,
+            bytes_in: 0,
+            answered: 0,
+            forwarded: 0,
+            dropped: [0; DropReason::ALL.len()],
+            dropped_later: 0,
+            flows_opened: 0,
+            flows_refused: 0,
+        }
+    }
+}
+
+impl Counters {
+    /// Counts one frame.
+    pub fn count(&mut self, disposition: Disposition, bytes: usize) {
+        self.frames_in += 1;
+        self.bytes_in += bytes as u64;
+        match disposition {
+            Disposition::Answered => self.answered += 1,
+            Disposition::Forwarded => self.forwarded += 1,
+            Disposition::Dropped(reason) => self.dropped[reason as usize] += 1,
+        }
+    }
+
+    /// Counts drops of something whose frames have been counted already.
+    pub fn add_drops(&mut self, reason: DropReason, count: u64) {
+        self.dropped[reason as usize] += count;
+        self.dropped_later += count;
+    }
+
+    /// Frames dropped for a reason.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize]
+    }
+
+    /// Every frame is accounted for.
+    ///
+    /// # Errors
+    /// The sums that differ.
+    pub fn check(&self) -> Result<(), String> {
+        let dropped = self.dropped.iter().sum::<u64>() - self.dropped_later;
+        let sum = self.answered + self.forwarded + dropped;
+        if sum == self.frames_in {
+            Ok(())
+        } else {
+            Err(format!("{} frames in, {sum} accounted for", self.frames_in))
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The DNS forwarder: a guest's query goes to the host's resolvers, the answer comes back untouched.
+//!
+//! Nothing is parsed but the header's identifier, so EDNS, DNSSEC and whatever comes next pass. Each
+//! attempt has a fresh socket and identifier (RFC 5452); a silent resolver is passed over for the
+//! next; when all have been silent the guest gets SERVFAIL rather than nothing.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use crate::flow::key::FlowKey;
+use crate::flow::query::{ATTEMPT, Query, ROUNDS};
+use crate::flow::{Flow, Turn};
+use crate::host::{DatagramRole, Host, Token, UdpSocket};
+use crate::net::emit::{self, DatagramId, Ends};
+use crate::net::{DropReason, Wire};
+
+use super::Stack;
+use super::counters::Disposition;
+use super::mapping::DNS_PORT;
+
+/// Bytes of a DNS header (RFC 1035 4.1.1).
+const HEADER: usize = 12;
+/// The bit of the third byte that tells a response.
+const RESPONSE: u8 = 0x80;
+/// Response code of a server that failed, with "recursion available".
+const SERVFAIL: u8 = 0x82;
+
+/// An attempt under way.
+struct Attempt<S> {
+    socket: S,
+    id: u16,
+    resolver: SocketAddr,
+    /// Attempts so far.
+    number: usize,
+}
+
+fn is_query(bytes: &[u8]) -> bool {
+    bytes.len() >= HEADER && bytes[2] & RESPONSE == 0
+}
+
+fn is_answer(bytes: &[u8], id: u16) -> bool {
+    bytes.len() >= HEADER && bytes[2] & RESPONSE != 0 && bytes[..2] == id.to_be_bytes()
+}
+
+impl<H: Host> Stack<H> {
+    pub(super) fn guest_query(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        guest: SocketAddr,
+        bytes: &[u8],
+    ) -> Disposition {
+        if !is_query(bytes) {
+            return Disposition::Dropped(DropReason::DnsMalformed);
+        }
+        let id = u16::from_be_bytes([bytes[0], bytes[1]]);
+        let key = FlowKey::Query { link: wire.link, guest, id };
+        if self.table.find(&key).is_some() {
+            // Repeated while it is under way: the answer to the first serves both.
+            return Disposition::Forwarded;
+        }
+        let back = self.back(wire);
+        let Ok(token) = self.table.next_token() else {
+            self.counters.flows_refused += 1;
+            self.fail_query(turn, back, guest, bytes);
+            return Disposition::Answered;
+        };
+        // The one that answered last is asked first.
+        let resolvers = turn.host.resolvers();
+        let first = self.resolver.and_then(|last| resolvers.iter().position(|addr| *addr == last)).unwrap_or(0);
+        let Some(attempt) = self.ask(turn, token, bytes, first..first) else {
+            self.fail_query(turn, back, guest, bytes);
+            return Disposition::Answered;
+        };
+        let query = Query {
+            socket: attempt.socket,
+            guest,
+            id,
+            attempt_id: attempt.id,
+            bytes: bytes.to_vec(),
+            resolver: attempt.resolver,
+            first,
+            attempts: attempt.number,
+            wire: back,
+        };
+        let inserted = self.table.insert(key, Flow::Query(query), turn.now + ATTEMPT);
+        debug_assert_eq!(inserted, Ok(token), "the token that the socket was opened with");
+        Disposition::Forwarded
+    }
+
+    /// Asks the resolvers in turn until one takes the query. `places.start` is the place in the list
+    /// that the query began at, `places.end` the one that is to be asked now.
+    fn ask(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        token: Token,
+        bytes: &[u8],
+        places: Range<usize>,
+    ) -> Option<Attempt<H::Udp>> {
+        let count = turn.host.resolvers().len();
+        for number in places.len()..count * ROUNDS {
+            let resolver = *turn.host.resolvers().get((places.start + number) % count)?;
+            let Ok(mut socket) = turn.host.udp_open(token, DatagramRole::Connected(resolver)) else { continue };
+            let id = self.secrets.next_u16();
+            let mut query = bytes.to_vec();
+            query[..2].copy_from_slice(&id.to_be_bytes());
+            if socket.send_to(resolver, &query, None).is_ok() {
+                return Some(Attempt { socket, id, resolver, number: number + 1 });
+            }
+        }
+        None
+    }
+
+    /// Tells the guest that no resolver answered.
+    fn fail_query(&mut self, turn: &mut Turn<'_, H>, wire: Wire, guest: SocketAddr, bytes: &[u8]) {
+        let mut answer = bytes.to_vec();
+        answer[2] |= RESPONSE;
+        answer[3] = SERVFAIL;
+        self.answer_query(turn, wire, guest, &answer);
+    }
+
+    fn answer_query(&mut self, turn: &mut Turn<'_, H>, wire: Wire, guest: SocketAddr, answer: &[u8]) {
+        let resolver = SocketAddr::new(self.config.plan.resolver().into(), DNS_PORT);
+        let id = DatagramId(self.secrets.next_u16());
+        emit::udp(turn.tx, wire, self.config.mtu, Ends { src: resolver, dst: guest }, id, answer);
+    }
+
+    /// The socket of a query has an answer, or an error.
+    pub(super) fn query_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        loop {
+            let Some(Flow::Query(query)) = self.table.get_mut(token) else { return };
+            match query.socket.recv_from(&mut self.scratch) {
+                Ok((len, _)) if is_answer(&self.scratch[..len], query.attempt_id) => {
+                    let (guest, wire) = (query.guest, query.wire);
+                    self.resolver = Some(query.resolver);
+                    let mut answer = self.scratch[..len].to_vec();
+                    answer[..2].copy_from_slice(&query.id.to_be_bytes());
+                    self.table.remove(token);
+                    return self.answer_query(turn, wire, guest, &answer);
+                }
+                // Something else from the resolver's address: not an answer to this attempt.
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return self.query_timed_out(turn, token),
+            }
+        }
+    }
+
+    /// The resolver was silent or is not there: the next is asked.
+    pub(super) fn query_timed_out(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let Some(Flow::Query(query)) = self.table.get_mut(token) else { return };
+        let (bytes, places) = (std::mem::take(&mut query.bytes), query.first..query.first + query.attempts);
+        if self.resolver == Some(query.resolver) {
+            // It does not answer any longer: the order of the list holds again.
+            self.resolver = None;
+        }
+        let attempt = self.ask(turn, token, &bytes, places);
+        let Some(Flow::Query(query)) = self.table.get_mut(token) else { return };
+        if let Some(attempt) = attempt {
+            query.socket = attempt.socket;
+            query.attempt_id = attempt.id;
+            query.resolver = attempt.resolver;
+            query.attempts = attempt.number;
+            query.bytes = bytes;
+            self.table.set_deadline(token, turn.now + ATTEMPT);
+            return;
+        }
+        let (guest, wire) = (query.guest, query.wire);
+        self.table.remove(token);
+        self.fail_query(turn, wire, guest, &bytes);
+    }
+}

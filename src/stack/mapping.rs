@@ -1,0 +1,119 @@
+//! What an address that a guest names leads to, and what an outside address is called inside.
+//!
+//! Consulted once for each new flow. The rule that holds by construction: the gateway address is
+//! the only way to the host's loopback, and only while that is allowed; unspecified, loopback,
+//! multicast, broadcast and reserved destinations never become the argument of a socket call.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::config::{Config, Dns};
+use crate::net::DropReason;
+use crate::net::emit::IcmpError;
+
+/// Port of the domain name service.
+pub const DNS_PORT: u16 = 53;
+
+/// Where a packet to an address goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// To this address of the host's network.
+    Host(SocketAddr),
+    /// To the DNS forwarder.
+    Resolver,
+    /// Nobody listens there: the gateway's own address, but no service of it.
+    Refuse,
+    /// A router would say this.
+    Unreachable(IcmpError),
+    /// Nowhere, and nothing is said.
+    Drop(DropReason),
+}
+
+/// Decides where a guest's packet to `to` goes.
+#[must_use]
+pub fn verdict(config: &Config, to: SocketAddr) -> Verdict {
+    let plan = &config.plan;
+    if to.ip() == plan.resolver() {
+        let serves = to.port() == DNS_PORT && config.dns != Dns::Off;
+        return if serves { Verdict::Resolver } else { Verdict::Refuse };
+    }
+    if to.ip() == plan.gateway() {
+        return if config.host_loopback {
+            Verdict::Host(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), to.port()))
+        } else {
+            Verdict::Unreachable(IcmpError::NetUnreachable)
+        };
+    }
+    if is_forbidden(config, to.ip()) {
+        return Verdict::Drop(DropReason::Destination);
+    }
+    if plan.contains(to.ip()) {
+        return Verdict::Unreachable(IcmpError::HostUnreachable);
+    }
+    Verdict::Host(to)
+}
+
+/// Addresses that must never reach a socket call, whatever the options say.
+#[must_use]
+pub fn is_forbidden(config: &Config, addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(addr) => {
+            let first = addr.octets()[0];
+            first == 0 || first == 127 || first >= 224 || addr == config.plan.subnet().broadcast()
+        }
+        IpAddr::V6(addr) => {
+            addr.is_unspecified() || addr.is_loopback() || addr.is_multicast() || addr.to_ipv4_mapped().is_some()
+        }
+    }
+}
+
+/// What an outside address is called inside: the host's loopback, and whatever a guest could not
+/// answer, is the gateway.
+#[must_use]
+pub fn seen_inside(config: &Config, outside: SocketAddr) -> SocketAddr {
+    if is_forbidden(config, outside.ip()) || config.plan.contains(outside.ip()) {
+        SocketAddr::new(config.plan.gateway().into(), outside.port())
+    } else {
+        outside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn go(config: &Config, to: &str) -> Verdict {
+        verdict(config, to.parse().unwrap())
+    }
+
+    #[test]
+    fn the_gateway_is_the_only_way_to_loopback() {
+        let mut config = Config::default();
+        assert_eq!(go(&config, "10.0.2.2:80"), Verdict::Host("127.0.0.1:80".parse().unwrap()));
+        config.host_loopback = false;
+        assert_eq!(go(&config, "10.0.2.2:80"), Verdict::Unreachable(IcmpError::NetUnreachable));
+        for forbidden in
+            ["127.0.0.1:80", "127.9.9.9:80", "0.0.0.0:80", "0.1.2.3:80", "224.0.0.1:80", "240.0.0.1:80",
+             "255.255.255.255:80", "10.0.2.255:80", "[::1]:80", "[::]:80", "[::ffff:127.0.0.1]:80", "[ff02::1]:80"]
+        {
+            assert_eq!(go(&config, forbidden), Verdict::Drop(DropReason::Destination), "{forbidden}");
+        }
+    }
+
+    #[test]
+    fn the_resolver_serves_names_only() {
+        let mut config = Config::default();
+        assert_eq!(go(&config, "10.0.2.3:53"), Verdict::Resolver);
+        assert_eq!(go(&config, "10.0.2.3:80"), Verdict::Refuse);
+        config.dns = Dns::Off;
+        assert_eq!(go(&config, "10.0.2.3:53"), Verdict::Refuse);
+    }
+
+    #[test]
+    fn strangers_keep_their_address_inside() {
+        let config = Config::default();
+        let seen = |addr: &str| seen_inside(&config, addr.parse().unwrap()).to_string();
+        assert_eq!(seen("192.0.2.9:4000"), "192.0.2.9:4000");
+        assert_eq!(seen("127.0.0.1:4000"), "10.0.2.2:4000");
+        assert_eq!(seen("10.0.2.77:4000"), "10.0.2.2:4000");
+    }
+}

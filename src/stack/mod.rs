@@ -1,0 +1,201 @@
+//! The gateway that a guest believes in: everything between its frames and the host's sockets.
+//!
+//! [`Stack`] is an ordinary struct. Frames, host events and time go in by method call; frames come
+//! out in a [`TxBatch`], the next deadline by [`Stack::poll_timeout`]. It reads no clock, owns no
+//! descriptor and knows no runtime, so whole scenarios run in virtual time. The files beside this
+//! one each know one service; this one owns the state and decides the order of things:
+//!
+//! - [`guest`]: what a frame is for; [`tcp`], [`udp`], [`echo`]: the flows of each protocol;
+//! - [`mapping`]: what an address leads to, consulted once for each new flow;
+//! - [`neighbours`], [`dhcp`], [`dns`]: the services of the gateway itself;
+//! - [`publish`]: ports of the host that lead inside;
+//! - [`reassembly`], [`counters`], [`secrets`]: bounded memory, numbers, unpredictability.
+
+pub mod counters;
+pub mod dhcp;
+pub mod dns;
+pub mod echo;
+pub mod guest;
+pub mod mapping;
+pub mod neighbours;
+pub mod publish;
+pub mod reassembly;
+pub mod secrets;
+pub mod tcp;
+pub mod udp;
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::buf::{LinkId, RxMeta, TxCapabilities};
+use crate::config::Config;
+use crate::flow::key::KeyedState;
+use crate::flow::table::Table;
+use crate::flow::tcp_engine::{EnginePool, Path};
+use crate::flow::{Flow, Turn};
+use crate::host::{Event, Host, Token};
+use crate::net::{Instant, Mac};
+
+use counters::Counters;
+use dhcp::DhcpServer;
+use neighbours::Neighbours;
+use publish::Published;
+use reassembly::Reassembly;
+use secrets::Secrets;
+
+/// Largest datagram that is received from the host in one piece.
+const SCRATCH: usize = 65_536;
+
+/// What the stack must know of a link.
+#[derive(Debug, Clone, Copy)]
+pub struct LinkInfo {
+    /// Its name in frames.
+    pub id: LinkId,
+    /// What it does for frames that leave.
+    pub capabilities: TxCapabilities,
+    /// The guest's Ethernet address, where it is known before the guest speaks.
+    pub guest_mac: Option<Mac>,
+}
+
+/// The virtual network of one or more guests.
+pub struct Stack<H: Host> {
+    config: Arc<Config>,
+    link: LinkInfo,
+    table: Table<Flow<H>>,
+    engines: EnginePool,
+    neighbours: Neighbours,
+    dhcp: DhcpServer,
+    reassembly: Reassembly,
+    published: Published<H>,
+    /// TCP flows with something to do, in order.
+    ready: VecDeque<Token>,
+    secrets: Secrets,
+    counters: Counters,
+    /// The resolver that answered last: DNS over TCP goes there.
+    resolver: Option<std::net::SocketAddr>,
+    /// The hint about `ping_group_range` was given.
+    echo_hint_given: bool,
+    scratch: Box<[u8]>,
+}
+
+impl<H: Host> Stack<H> {
+    /// A stack for one link. `seed` must come from the system's entropy: sequence numbers, ports
+    /// and identifiers are drawn from it.
+    #[must_use]
+    pub fn new(config: Arc<Config>, link: LinkInfo, seed: [u64; 4]) -> Self {
+        let secrets = Secrets::new(seed);
+        let hash = KeyedState::new(secrets.hash_key());
+        Self {
+            link,
+            table: Table::new(config.max_flows, hash),
+            engines: EnginePool::default(),
+            neighbours: Neighbours::new(config.plan.gateway(), link.guest_mac, hash),
+            dhcp: DhcpServer::new(config.plan),
+            reassembly: Reassembly::new(hash),
+            published: Published::default(),
+            ready: VecDeque::new(),
+            secrets,
+            counters: Counters::default(),
+            resolver: None,
+            echo_hint_given: false,
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            config,
+        }
+    }
+
+    /// Takes one frame from a link.
+    pub fn handle_frame(&mut self, turn: &mut Turn<'_, H>, bytes: &[u8], meta: RxMeta) {
+        let disposition = self.guest_frame(turn, bytes, meta);
+        self.counters.count(disposition, bytes.len());
+    }
+
+    /// Takes one event from the host.
+    pub fn handle_host(&mut self, turn: &mut Turn<'_, H>, event: Event) {
+        if let Some(index) = publish::listener_of(event.token) {
+            self.published_ready(turn, index);
+            return;
+        }
+        match self.table.get_mut(event.token) {
+            Some(Flow::Tcp(flow)) => {
+                flow.ready(event);
+                if flow.waiting_syn().is_some() && event.writable {
+                    self.tcp_connect_ended(turn, event.token);
+                }
+                self.ready.push_back(event.token);
+            }
+            Some(Flow::Udp(_)) => self.udp_ready(turn, event.token),
+            Some(Flow::Echo(_)) => self.echo_ready(turn, event.token),
+            Some(Flow::Query(_)) => self.query_ready(turn, event.token),
+            // A peer has no socket of its own; a flow that is gone has nothing to hear.
+            Some(Flow::Peer(_)) | None => {}
+        }
+    }
+
+    /// Ends what is overdue and lets due timers act.
+    pub fn handle_timeout(&mut self, turn: &mut Turn<'_, H>) {
+        self.counters.add_drops(crate::net::DropReason::FragmentEvicted, self.reassembly.expire(turn.now));
+        while let Some(token) = self.table.expired(turn.now) {
+            match self.table.get_mut(token) {
+                Some(Flow::Tcp(flow)) if flow.is_open() => {
+                    // Looked at again by the pump below, which sets the next deadline.
+                    self.table.set_deadline(token, turn.now + crate::net::Duration::from_secs(1));
+                    self.ready.push_back(token);
+                }
+                Some(Flow::Tcp(_)) => self.tcp_gave_up(turn, token),
+                Some(Flow::Query(_)) => self.query_timed_out(turn, token),
+                Some(Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_)) | None => {
+                    self.table.remove(token);
+                }
+            }
+        }
+    }
+
+    /// Lets every flow that has something to do move bytes, each in its turn. True when some could
+    /// not finish: the batch was full, or a budget used up.
+    pub fn poll_transmit(&mut self, turn: &mut Turn<'_, H>) -> bool {
+        for _ in 0..self.ready.len() {
+            let Some(token) = self.ready.pop_front() else { break };
+            self.pump(turn, token);
+        }
+        let more = self.published_pending(turn);
+        more || !self.ready.is_empty()
+    }
+
+    /// When [`Stack::handle_timeout`] wants to be called, at the latest.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        [self.table.next_deadline(), self.reassembly.next_deadline(), self.published_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The way frames take to a guest's address.
+    fn path(&self, guest: IpAddr) -> Option<Path> {
+        let dst = self.neighbours.lookup(guest)?;
+        let wire = crate::net::Wire { link: self.link.id, src: self.neighbours.gateway_mac(), dst };
+        Some(Path { wire, mtu: self.config.mtu, capabilities: self.link.capabilities })
+    }
+
+    /// Numbers of frames and flows.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Number of flows in the table.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.table.len()
+    }
+
+    /// What must hold between any two calls; tests ask after every step.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn check(&self) -> Result<(), String> {
+        self.table.check()?;
+        self.counters.check()?;
+        self.reassembly.check()
+    }
+}

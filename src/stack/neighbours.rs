@@ -1,0 +1,101 @@
+//! Who is where on the link: ARP for the gateway's addresses, and the guests' Ethernet addresses.
+//!
+//! Comes in: ARP packets and the source addresses of IP packets. Goes out: ARP replies for the
+//! gateway and the resolver only, so a guest's probe for its own address (RFC 5227) stays
+//! unanswered. The table is bounded; a guest that claims more addresses than fit replaces its own.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::buf::TxBatch;
+use crate::config::AddressPlan;
+use crate::flow::key::KeyedState;
+use crate::net::parse::Arp;
+use crate::net::{DropReason, Mac, Wire, emit};
+
+use super::counters::Disposition;
+
+/// More addresses than this are not remembered.
+const MAX_NEIGHBOURS: usize = 1024;
+
+/// Ethernet addresses of the link.
+pub struct Neighbours {
+    gateway_mac: Mac,
+    /// Where packets to an address go that has not spoken yet.
+    default_mac: Option<Mac>,
+    known: HashMap<IpAddr, Mac, KeyedState>,
+    /// The last one learned: most frames come from the same guest.
+    latest: Option<(IpAddr, Mac)>,
+}
+
+impl Neighbours {
+    /// The gateway's own address is derived from its IP address, as slirp4netns does it.
+    #[must_use]
+    pub fn new(gateway: Ipv4Addr, default_mac: Option<Mac>, hash: KeyedState) -> Self {
+        let [a, b, c, d] = gateway.octets();
+        Self {
+            gateway_mac: Mac([0x52, 0x55, a, b, c, d]),
+            default_mac,
+            known: HashMap::with_hasher(hash),
+            latest: None,
+        }
+    }
+
+    /// The gateway's Ethernet address.
+    #[must_use]
+    pub const fn gateway_mac(&self) -> Mac {
+        self.gateway_mac
+    }
+
+    /// Whether a frame to this Ethernet address is ours to look at.
+    #[must_use]
+    pub fn is_ours(&self, dst: Mac) -> bool {
+        dst == self.gateway_mac || dst == Mac::BROADCAST
+    }
+
+    /// Notes that `addr` is at `mac`.
+    pub fn learn(&mut self, addr: IpAddr, mac: Mac) {
+        if self.latest == Some((addr, mac)) || !mac.is_unicast() {
+            return;
+        }
+        self.latest = Some((addr, mac));
+        if self.known.len() >= MAX_NEIGHBOURS && !self.known.contains_key(&addr) {
+            self.known.clear();
+        }
+        self.known.insert(addr, mac);
+    }
+
+    /// Where a guest's address is.
+    #[must_use]
+    pub fn lookup(&self, addr: IpAddr) -> Option<Mac> {
+        match self.latest {
+            Some((latest, mac)) if latest == addr => Some(mac),
+            _ => self.known.get(&addr).copied().or(self.default_mac),
+        }
+    }
+
+    /// Asks who has `addr`.
+    pub fn solicit(&self, tx: &mut TxBatch, link: crate::buf::LinkId, from: Ipv4Addr, addr: Ipv4Addr) -> bool {
+        let wire = Wire { link, src: self.gateway_mac, dst: Mac::BROADCAST };
+        emit::arp(tx, wire, true, from, addr)
+    }
+
+    /// Answers an ARP request for one of our addresses, and learns from what it says.
+    pub fn handle_arp(&mut self, plan: &AddressPlan, tx: &mut TxBatch, wire: Wire, arp: Arp) -> Disposition {
+        if plan.is_guest_side(arp.sender.into()) && arp.sender_mac == wire.src {
+            self.learn(arp.sender.into(), arp.sender_mac);
+        }
+        if !arp.is_request {
+            return Disposition::Answered;
+        }
+        if !plan.is_gateway_side(arp.target.into()) {
+            return Disposition::Dropped(DropReason::ArpIgnored);
+        }
+        let back = Wire { link: wire.link, src: self.gateway_mac, dst: wire.src };
+        if emit::arp_reply(tx, back, arp) {
+            Disposition::Answered
+        } else {
+            Disposition::Dropped(DropReason::TransmitFull)
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Ports of the host that lead to a guest.
+//!
+//! Owns the listening sockets. Comes in: connections and datagrams of the host's clients. Goes out:
+//! flows towards the guest whose source is the client itself (a client on the host's loopback
+//! appears as the gateway, which the guest can answer). Bind errors are the caller's to report.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+
+use crate::config::{Protocol, Publish};
+use crate::flow::key::FlowKey;
+use crate::flow::tcp::TcpFlow;
+use crate::flow::udp::PublishedPeer;
+use crate::flow::{Flow, Turn};
+use crate::host::{DatagramRole, Host, TcpSocket, Token, UdpSocket};
+use crate::net::emit::{self, DatagramId, Ends};
+use crate::net::{Duration, Instant, Wire};
+
+use super::{Stack, mapping};
+
+/// Set in tokens of published ports, never in those of flows.
+const LISTENER: u64 = 1 << 63;
+/// Connections or datagrams that one port may deliver in one turn.
+const BUDGET: usize = 64;
+/// Attempts to find a source port that no other client of the gateway's address uses.
+const PORT_ATTEMPTS: usize = 64;
+/// How long a port is left alone that could not be served for lack of descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The published port that a token names, if it names one.
+#[must_use]
+pub fn listener_of(token: Token) -> Option<usize> {
+    (token.0 & LISTENER != 0).then(|| usize::try_from(token.0 & !LISTENER).ok())?
+}
+
+enum Socket<H: Host> {
+    Tcp(H::Listener),
+    Udp(H::Udp),
+}
+
+struct Port<H: Host> {
+    rule: Publish,
+    socket: Socket<H>,
+    /// There may be more to take than the budget allowed.
+    pending: bool,
+}
+
+/// All published ports.
+pub struct Published<H: Host> {
+    ports: BTreeMap<usize, Port<H>>,
+    next_id: usize,
+    /// No sooner than this is anything taken: descriptors had run out.
+    paused_until: Option<Instant>,
+}
+
+impl<H: Host> Default for Published<H> {
+    fn default() -> Self {
+        Self { ports: BTreeMap::new(), next_id: 1, paused_until: None }
+    }
+}
+
+impl<H: Host> Published<H> {
+    /// Some UDP port is published.
+    pub(super) fn has_udp(&self) -> bool {
+        self.ports.values().any(|port| matches!(port.socket, Socket::Udp(_)))
+    }
+
+    /// The socket of a published UDP port.
+    pub(super) fn udp(&mut self, id: usize) -> Option<&mut H::Udp> {
+        match &mut self.ports.get_mut(&id)?.socket {
+            Socket::Udp(socket) => Some(socket),
+            Socket::Tcp(_) => None,
+        }
+    }
+}
+
+/// One step of serving a published port.
+enum Step {
+    Taken,
+    Empty,
+    Exhausted,
+}
+
+impl<H: Host> Stack<H> {
+    /// Publishes a port; returns its number.
+    ///
+    /// # Errors
+    /// What binding reports: the address is in use, privileged, or not the host's.
+    pub fn publish(&mut self, host: &mut H, rule: Publish) -> io::Result<usize> {
+        let id = self.published.next_id;
+        let token = Token(LISTENER | id as u64);
+        let socket = match rule.protocol {
+            Protocol::Tcp => Socket::Tcp(host.tcp_listen(token, rule.host)?),
+            Protocol::Udp => Socket::Udp(host.udp_open(token, DatagramRole::Published(rule.host))?),
+        };
+        self.published.next_id += 1;
+        self.published.ports.insert(id, Port { rule, socket, pending: false });
+        Ok(id)
+    }
+
+    /// Takes a published port back; connections that came by it live on. False when there is none.
+    pub fn unpublish(&mut self, id: usize) -> bool {
+        self.published.ports.remove(&id).is_some()
+    }
+
+    /// The published ports.
+    pub fn published(&self) -> impl Iterator<Item = (usize, Publish)> {
+        self.published.ports.iter().map(|(id, port)| (*id, port.rule))
+    }
+
+    /// A published port has connections or datagrams.
+    pub(super) fn published_ready(&mut self, turn: &mut Turn<'_, H>, id: usize) {
+        for _ in 0..BUDGET {
+            let step = match self.published.ports.get(&id) {
+                Some(Port { socket: Socket::Tcp(_), .. }) => self.take_connection(turn, id),
+                Some(Port { socket: Socket::Udp(_), .. }) => self.take_datagram(turn, id),
+                None => return,
+            };
+            match step {
+                Step::Taken => {}
+                Step::Empty => return self.set_pending(id, false),
+                Step::Exhausted => {
+                    self.published.paused_until = Some(turn.now + PAUSE);
+                    return self.set_pending(id, true);
+                }
+            }
+        }
+        self.set_pending(id, true);
+    }
+
+    fn set_pending(&mut self, id: usize, pending: bool) {
+        if let Some(port) = self.published.ports.get_mut(&id) {
+            port.pending = pending;
+        }
+    }
+
+    /// Serves the ports that were left with something to take; true when some are again.
+    pub(super) fn published_pending(&mut self, turn: &mut Turn<'_, H>) -> bool {
+        if self.published.paused_until.is_some_and(|until| turn.now < until) {
+            return false;
+        }
+        self.published.paused_until = None;
+        while let Some(id) = self.first_pending() {
+            self.published_ready(turn, id);
+            if self.first_pending() == Some(id) {
+                break;
+            }
+        }
+        self.first_pending().is_some() && self.published.paused_until.is_none()
+    }
+
+    fn first_pending(&self) -> Option<usize> {
+        self.published.ports.iter().find(|(_, port)| port.pending).map(|(id, _)| *id)
+    }
+
+    /// When ports that had to pause want to be served again.
+    pub(super) const fn published_deadline(&self) -> Option<Instant> {
+        self.published.paused_until
+    }
+
+    fn take_connection(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Step {
+        let Some(Port { rule, socket: Socket::Tcp(listener), .. }) = self.published.ports.get(&id) else {
+            return Step::Empty;
+        };
+        let guest = rule.guest;
+        let (socket, client) = match turn.host.tcp_accept(listener) {
+            Ok(accepted) => accepted,
+            Err(error) => return after_error(&error),
+        };
+        if let Err(error) = self.connect_guest(turn, socket, client, guest) {
+            tracing::debug!(%client, %guest, %error, "published connection refused");
+        }
+        Step::Taken
+    }
+
+    fn connect_guest(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        socket: H::Tcp,
+        client: SocketAddr,
+        guest: SocketAddr,
+    ) -> io::Result<()> {
+        let seen = mapping::seen_inside(&self.config, client);
+        let (Some(seen), Ok(token), Some(path)) =
+            (self.free_endpoint(guest, seen), self.table.next_token(), self.path(guest.ip()))
+        else {
+            self.counters.flows_refused += 1;
+            socket.reset();
+            return Err(ErrorKind::QuotaExceeded.into());
+        };
+        turn.host.tcp_watch(token, &socket)?;
+        let engine = self.engines.engine(turn.now, path, seen.ip(), self.secrets.next_u64());
+        let ends = Ends { src: guest, dst: seen };
+        let flow = TcpFlow::published(ends, path, socket, engine, turn.now).ok_or(ErrorKind::InvalidInput)?;
+        let key = FlowKey::Tcp { link: self.link.id, guest, remote: seen };
+        let inserted = self.table.insert(key, Flow::Tcp(flow), turn.now + PAUSE);
+        debug_assert_eq!(inserted, Ok(token), "the token that the socket is watched with");
+        self.counters.flows_opened += 1;
+        self.make_ready(token);
+        Ok(())
+    }
+
+    /// The client's endpoint as the guest sees it, with another port where a client with the same
+    /// appearance is connected already.
+    fn free_endpoint(&mut self, guest: SocketAddr, seen: SocketAddr) -> Option<SocketAddr> {
+        let link = self.link.id;
+        let mut candidate = seen;
+        for _ in 0..PORT_ATTEMPTS {
+            let key = FlowKey::Tcp { link, guest, remote: candidate };
+            let over = match self.table.find(&key) {
+                None => true,
+                Some(token) => matches!(self.table.get(token), Some(Flow::Tcp(flow)) if flow.is_over()),
+            };
+            if over {
+                if let Some(token) = self.table.find(&key) {
+                    self.table.remove(token);
+                }
+                return Some(candidate);
+            }
+            candidate.set_port(self.secrets.next_port());
+        }
+        None
+    }
+
+    fn take_datagram(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Step {
+        if !turn.tx.has_room() {
+            return Step::Exhausted;
+        }
+        let Some(Port { rule, socket: Socket::Udp(socket), .. }) = self.published.ports.get_mut(&id) else {
+            return Step::Empty;
+        };
+        let guest = rule.guest;
+        let (len, client) = match socket.recv_from(&mut self.scratch) {
+            Ok(received) => received,
+            Err(error) => {
+                // An error that an answer to a client earned: it concerns nobody here.
+                let drained = socket.queued_error(&mut self.scratch).is_some();
+                return if drained { Step::Taken } else { after_error(&error) };
+            }
+        };
+        let seen = mapping::seen_inside(&self.config, client);
+        let peer = PublishedPeer { published: id, client };
+        let key = FlowKey::Peer { link: self.link.id, guest, remote: seen };
+        let deadline = PublishedPeer::deadline(turn.now);
+        match self.table.find(&key) {
+            Some(token) => {
+                if let Some(Flow::Peer(known)) = self.table.get_mut(token) {
+                    *known = peer;
+                }
+                self.table.set_deadline(token, deadline);
+            }
+            None if self.table.insert(key, Flow::Peer(peer), deadline).is_err() => {
+                self.counters.flows_refused += 1;
+                return Step::Taken;
+            }
+            None => self.counters.flows_opened += 1,
+        }
+        if let Some(dst) = self.neighbours.lookup(guest.ip()) {
+            let wire = Wire { link: self.link.id, src: self.neighbours.gateway_mac(), dst };
+            let datagram = DatagramId(self.secrets.next_u16());
+            emit::udp(turn.tx, wire, self.config.mtu, Ends { src: seen, dst: guest }, datagram, &self.scratch[..len]);
+        }
+        Step::Taken
+    }
+}
+
+/// Nothing left, out of descriptors, or a client that is gone again already.
+fn after_error(error: &io::Error) -> Step {
+    match error.kind() {
+        ErrorKind::WouldBlock => Step::Empty,
+        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => Step::Taken,
+        _ => {
+            tracing::warn!(%error, "published port pauses");
+            Step::Exhausted
+        }
+    }
+}

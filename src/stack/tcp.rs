@@ -1,0 +1,236 @@
+//! TCP between a guest and the host: which segment belongs to which flow, and how flows begin.
+//!
+//! Comes in: segments, host events. Goes out: flows in the table; a RST or an ICMP error where
+//! there is none. Moving bytes is `flow/tcp.rs`'s.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+
+use crate::flow::key::FlowKey;
+use crate::flow::tcp::{Connected, Progress, TcpFlow};
+use crate::flow::tcp_engine::Syn;
+use crate::flow::{Flow, Turn};
+use crate::host::{Host, Token};
+use crate::net::emit::{self, BareSegment, Ends, IcmpError};
+use crate::net::parse::{self, Ip, TcpSegment, tcp_flags};
+use crate::net::{DropReason, Wire};
+
+use super::Stack;
+use super::counters::Disposition;
+use super::mapping::{self, Verdict};
+
+/// How a guest learns that its connection request failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Reset,
+    Unreachable(IcmpError),
+}
+
+/// What a router or host would say where `connect(2)` reports this.
+fn refusal(error: &io::Error) -> Refusal {
+    match error.kind() {
+        ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => Refusal::Unreachable(IcmpError::NetUnreachable),
+        ErrorKind::HostUnreachable | ErrorKind::TimedOut | ErrorKind::AddrNotAvailable => {
+            Refusal::Unreachable(IcmpError::HostUnreachable)
+        }
+        ErrorKind::PermissionDenied => Refusal::Unreachable(IcmpError::AdministrativelyProhibited),
+        _ => Refusal::Reset,
+    }
+}
+
+impl<H: Host> Stack<H> {
+    pub(super) fn guest_tcp(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        ip: &Ip<'_>,
+        segment: &TcpSegment,
+    ) -> Disposition {
+        let ends = Ends {
+            src: SocketAddr::new(ip.src, segment.src_port),
+            dst: SocketAddr::new(ip.dst, segment.dst_port),
+        };
+        let key = FlowKey::Tcp { link: wire.link, guest: ends.src, remote: ends.dst };
+        if let Some(token) = self.table.find(&key)
+            && let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
+        {
+            if !flow.gives_way_to(segment) {
+                if flow.segment(turn.now, turn.tx, segment, ip.bytes) {
+                    self.make_ready(token);
+                }
+                return Disposition::Forwarded;
+            }
+            self.table.remove(token);
+        }
+        if segment.is_connect() {
+            return self.open_tcp(turn, wire, ip, ends, segment);
+        }
+        if segment.has(tcp_flags::RST) {
+            return Disposition::Dropped(DropReason::TcpNoFlow);
+        }
+        self.reset(turn, wire, ends, segment)
+    }
+
+    /// Refuses a segment with the RST of RFC 9293 3.10.7.1.
+    fn reset(&self, turn: &mut Turn<'_, H>, wire: Wire, ends: Ends, segment: &TcpSegment) -> Disposition {
+        let control = u32::from(segment.has(tcp_flags::SYN)) + u32::from(segment.has(tcp_flags::FIN));
+        let length = u32::try_from(segment.payload_len).unwrap_or(0) + control;
+        let answer = if segment.has(tcp_flags::ACK) {
+            BareSegment { ends: ends.reversed(), seq: segment.ack, ack: 0, flags: tcp_flags::RST, window: 0 }
+        } else {
+            let ack = segment.seq.wrapping_add(length);
+            BareSegment { ends: ends.reversed(), seq: 0, ack, flags: tcp_flags::RST | tcp_flags::ACK, window: 0 }
+        };
+        if emit::tcp_bare(turn.tx, self.back(wire), answer) {
+            Disposition::Answered
+        } else {
+            Disposition::Dropped(DropReason::TransmitFull)
+        }
+    }
+
+    fn open_tcp(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        ip: &Ip<'_>,
+        ends: Ends,
+        segment: &TcpSegment,
+    ) -> Disposition {
+        let to = match mapping::verdict(&self.config, ends.dst) {
+            Verdict::Host(to) => to,
+            Verdict::Resolver => match self.tcp_resolver(turn.host) {
+                Some(resolver) => resolver,
+                None => return self.reset(turn, wire, ends, segment),
+            },
+            Verdict::Refuse => return self.reset(turn, wire, ends, segment),
+            Verdict::Unreachable(error) => {
+                self.tell(turn, wire, ip, error);
+                return Disposition::Answered;
+            }
+            Verdict::Drop(reason) => return Disposition::Dropped(reason),
+        };
+        let Ok(token) = self.table.next_token() else {
+            self.counters.flows_refused += 1;
+            return self.reset(turn, wire, ends, segment);
+        };
+        let Some(path) = self.path(ends.src.ip()) else { return Disposition::Dropped(DropReason::NoNeighbour) };
+        let socket = match turn.host.tcp_connect(token, to) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::debug!(%to, %error, "connect failed");
+                return match refusal(&error) {
+                    Refusal::Reset => self.reset(turn, wire, ends, segment),
+                    Refusal::Unreachable(error) => {
+                        self.tell(turn, wire, ip, error);
+                        Disposition::Answered
+                    }
+                };
+            }
+        };
+        let syn = Syn { seq: segment.seq, window: segment.window, options: parse::syn_options(ip.payload) };
+        let flow = TcpFlow::connecting(ends, path, socket, syn);
+        let key = FlowKey::Tcp { link: wire.link, guest: ends.src, remote: ends.dst };
+        let deadline = TcpFlow::<H::Tcp>::connect_deadline(turn.now);
+        let inserted = self.table.insert(key, Flow::Tcp(flow), deadline);
+        debug_assert_eq!(inserted, Ok(token), "the token that the socket was opened with");
+        self.counters.flows_opened += 1;
+        Disposition::Forwarded
+    }
+
+    /// The resolver that TCP queries go to: the one that answered last, or else the first.
+    fn tcp_resolver(&self, host: &mut H) -> Option<SocketAddr> {
+        let resolvers = host.resolvers();
+        self.resolver.filter(|last| resolvers.contains(last)).or_else(|| resolvers.first().copied())
+    }
+
+    /// Puts a flow in the queue of those with something to do.
+    pub(super) fn make_ready(&mut self, token: Token) {
+        // Frames of one flow come in trains: the look at the end spares most repetitions.
+        if self.ready.back() != Some(&token) {
+            self.ready.push_back(token);
+        }
+    }
+
+    pub(super) fn tcp_connect_ended(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let Some(Flow::Tcp(flow)) = self.table.get_mut(token) else { return };
+        let (engines, secrets, now) = (&mut self.engines, &mut self.secrets, turn.now);
+        let engine = |path, local| engines.engine(now, path, local, secrets.next_u64());
+        match flow.finish_connect(now, turn.tx, engine) {
+            Connected::Yes | Connected::Pending => {}
+            Connected::Failed(error) => self.tcp_refused(turn, token, &error),
+        }
+    }
+
+    /// The host gave no answer in time, or the end of a flow was remembered long enough.
+    pub(super) fn tcp_gave_up(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        self.tcp_refused(turn, token, &ErrorKind::TimedOut.into());
+    }
+
+    /// Ends a flow that never came to be; a guest that waits is told why.
+    fn tcp_refused(&mut self, turn: &mut Turn<'_, H>, token: Token, error: &io::Error) {
+        let Some(Flow::Tcp(flow)) = self.table.remove(token) else { return };
+        let Some(syn) = flow.waiting_syn() else { return };
+        tracing::debug!(to = %flow.ends.dst, %error, "connect failed");
+        match refusal(error) {
+            Refusal::Reset => {
+                let answer = BareSegment {
+                    ends: flow.ends.reversed(),
+                    seq: 0,
+                    ack: syn.seq.wrapping_add(1),
+                    flags: tcp_flags::RST | tcp_flags::ACK,
+                    window: 0,
+                };
+                emit::tcp_bare(turn.tx, flow.wire(), answer);
+            }
+            Refusal::Unreachable(error) => {
+                let Some(original) = emit::quoted_syn(flow.ends, syn.seq) else { return };
+                let from = self.config.plan.gateway().into();
+                emit::icmp_error(turn.tx, flow.wire(), from, error, &original);
+            }
+        }
+    }
+
+    /// Lets a flow move bytes, and looks after it when it is over.
+    pub(super) fn pump(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let flow = match self.table.get_mut(token) {
+            Some(Flow::Tcp(flow)) => flow,
+            Some(Flow::Udp(_)) => return self.udp_ready(turn, token),
+            Some(Flow::Echo(_)) => return self.echo_ready(turn, token),
+            Some(Flow::Peer(_) | Flow::Query(_)) | None => return,
+        };
+        let progress = flow.pump(turn.now, turn.tx, &mut self.engines);
+        match progress {
+            Progress::Gone => {
+                self.table.remove(token);
+            }
+            Progress::More => self.make_ready(token),
+            Progress::Idle | Progress::Closed => {
+                let waits = flow.waiting_syn().is_some();
+                let deadline = flow.deadline(turn.now);
+                if !waits {
+                    self.table.set_deadline(token, deadline);
+                }
+                if progress == Progress::Closed {
+                    self.table.set_evictable(token);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_hear_what_the_network_said() {
+        let said = |errno| refusal(&io::Error::from_raw_os_error(errno));
+        // ECONNREFUSED, ENETUNREACH, EHOSTUNREACH, ETIMEDOUT, EPERM, EMFILE by their numbers.
+        assert_eq!(said(111), Refusal::Reset);
+        assert_eq!(said(101), Refusal::Unreachable(IcmpError::NetUnreachable));
+        assert_eq!(said(113), Refusal::Unreachable(IcmpError::HostUnreachable));
+        assert_eq!(said(110), Refusal::Unreachable(IcmpError::HostUnreachable));
+        assert_eq!(said(1), Refusal::Unreachable(IcmpError::AdministrativelyProhibited));
+        assert_eq!(said(24), Refusal::Reset);
+    }
+}

@@ -1,0 +1,92 @@
+//! Processes: fork, descriptors of processes, namespaces by descriptor.
+//!
+//! Follows fork(2), pidfd_open(2), ioctl_ns(2). Fork is only for the time before threads exist.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::sys::wait::WaitStatus;
+use nix::unistd::{ForkResult, Pid};
+
+/// Splits the process; `None` in the child.
+///
+/// # Errors
+/// `EAGAIN` at the limit on processes; `WouldBlock` where threads exist already.
+pub fn fork() -> io::Result<Option<Pid>> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    // SAFETY: there is a single thread, so the child finds every lock free and may go on as the
+    // parent would.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// A descriptor that becomes readable when the process ends.
+///
+/// # Errors
+/// `ESRCH` when there is no such process, `ENOSYS` before Linux 5.3.
+pub fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that only we know.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The user namespace that owns a network namespace (`NS_GET_USERNS`).
+///
+/// # Errors
+/// `EPERM` when it is an ancestor of ours, `ENOTTY` when `namespace` is none.
+pub fn owning_user_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `_IO(0xb7, 0x1)` of linux/nsfs.h.
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: this ioctl takes no argument and returns a descriptor or -1.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that only we know.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives `SIGPIPE` back its default action, which Rust's runtime takes away: a command that we run
+/// expects it.
+pub fn restore_sigpipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler of ours is installed or replaced; the default action runs no code here.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}
+
+/// The status that a shell would report: 128 and the number for a signal.
+#[must_use]
+pub fn exit_code(status: WaitStatus) -> Option<u8> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+        WaitStatus::Signaled(_, signal, _) => Some(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX)),
+        WaitStatus::Stopped(..)
+        | WaitStatus::Continued(_)
+        | WaitStatus::PtraceEvent(..)
+        | WaitStatus::PtraceSyscall(_)
+        | WaitStatus::StillAlive => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::Signal;
+
+    #[test]
+    fn exit_codes_are_a_shell_s() {
+        let pid = Pid::from_raw(1);
+        assert_eq!(exit_code(WaitStatus::Exited(pid, 7)), Some(7));
+        assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGKILL, false)), Some(137));
+        assert_eq!(exit_code(WaitStatus::Stopped(pid, Signal::SIGSTOP)), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! Bulk TCP through tapgate on a real kernel, as an unprivileged user: every MTU, with and without
+//! offloads, one flow and 64, both ways, each byte compared.
+//!
+//! `TAPGATE_TEST_BYTES` is the number of bytes for each combination and way; the default keeps the
+//! suite short, 1073741824 is what the issue promises.
+
+mod support;
+
+use support::attached::Net;
+use support::bulk::{Way, server, transfer};
+use support::sockets::Sockets;
+use support::{GATEWAY, LOOPBACK, at, env_number};
+
+/// Moves the bytes with `flows` connections at once, there and back.
+fn there_and_back(mtu: &str, offload: &str) {
+    let total = env_number("TAPGATE_TEST_BYTES", 32 << 20);
+    let net = Net::up(&["--mtu", mtu, "--offload", offload]);
+    let server = server(net.world.listen(at(LOOPBACK, 0)).expect("a free port"));
+    for flows in [1, 64] {
+        for way in [Way::Up, Way::Down] {
+            transfer(&net.guest, at(GATEWAY, server.port()), way, (flows, total));
+        }
+    }
+}
+
+#[test]
+fn bytes_are_equal_at_mtu_576() {
+    there_and_back("576", "on");
+}
+
+#[test]
+fn bytes_are_equal_at_mtu_576_without_offload() {
+    there_and_back("576", "off");
+}
+
+#[test]
+fn bytes_are_equal_at_mtu_1500() {
+    there_and_back("1500", "on");
+}
+
+#[test]
+fn bytes_are_equal_at_mtu_1500_without_offload() {
+    there_and_back("1500", "off");
+}
+
+#[test]
+fn bytes_are_equal_at_mtu_9000() {
+    there_and_back("9000", "on");
+}
+
+#[test]
+fn bytes_are_equal_at_mtu_9000_without_offload() {
+    there_and_back("9000", "off");
+}
+
+#[test]
+fn bytes_are_equal_at_mtu_65520() {
+    there_and_back("65520", "on");
+}
+
+#[test]
+fn bytes_are_equal_at_mtu_65520_without_offload() {
+    there_and_back("65520", "off");
+}
+
+#[test]
+fn bytes_are_equal_both_ways_at_once_on_every_connection() {
+    let net = Net::up(&[]);
+    let server = server(net.world.listen(at(LOOPBACK, 0)).unwrap());
+    let target = at(GATEWAY, server.port());
+    let total = env_number("TAPGATE_TEST_BYTES", 32 << 20);
+    std::thread::scope(|scope| {
+        scope.spawn(|| transfer(&net.guest, target, Way::Up, (8, total)));
+        scope.spawn(|| transfer(&net.guest, target, Way::Down, (8, total)));
+    });
+}
+
+#[test]
+fn bytes_through_a_published_port_are_equal() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = net
+        .guest
+        .listen(at("0.0.0.0".parse().unwrap(), 80))
+        .unwrap();
+    let _server = server(listener);
+    let total = env_number("TAPGATE_TEST_BYTES", 32 << 20);
+    for flows in [1, 16] {
+        for way in [Way::Up, Way::Down] {
+            transfer(&net.world, at(LOOPBACK, 8080), way, (flows, total));
+        }
+    }
+}
