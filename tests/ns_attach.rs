@@ -211,10 +211,10 @@ fn wrong_usage_exits_2() {
 
 #[test]
 fn json_log_is_json() {
-    let net = Net::up(&["-v", "--log-format", "json"]);
+    let net = Net::up(&["-vvv", "--log-format", "json"]);
     assert_connected(&net.world, &net.guest);
     let log = net.tapgate.log();
-    assert!(!log.is_empty(), "-v says something");
+    assert!(!log.is_empty(), "-vvv says something");
     for line in log.lines() {
         assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
     }

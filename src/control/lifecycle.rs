@@ -123,7 +123,7 @@ impl Running {
                 if let Some(status) = reap(self.keeper)? {
                     return Ok(status);
                 }
-            } else if !arrived.from_terminal {
+            } else if !arrived.by_terminal {
                 // The keeper may be gone already; then its end comes next.
                 let _ = kill(self.keeper, arrived.signal);
             }

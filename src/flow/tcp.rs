@@ -170,7 +170,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) -> bool {
         match &mut self.state {
             Phase::Open(open) => {
-                open.engine.ingress(now, tx, packet);
+                open.engine.segment(now, tx, segment, packet);
                 true
             }
             // The guest gave up or started over while the host connects.
@@ -317,12 +317,18 @@ impl<S: TcpSocket> Open<S> {
         if self.guest_deadline.is_some() {
             match self.engine.socket().state() {
                 State::SynSent | State::SynReceived => return Ok(0),
-                State::Closed if !self.guest_ended => return Err(Failure::Guest),
+                // A RST for our SYN|ACK takes smoltcp back to listening (RFC 9293 3.10.7.4).
+                State::Closed | State::Listen => return Err(Failure::Guest),
                 _ => self.guest_deadline = None,
             }
         }
         let moved = self.to_host()? + self.to_guest()?;
         self.engine.carried(moved);
+        // Closed before both directions had ended: reset by the guest, or it fell silent.
+        let closed = self.engine.socket().state() == State::Closed;
+        if closed && !(self.guest_ended && self.host_ended) {
+            return Err(Failure::Guest);
+        }
         Ok(moved)
     }
 
@@ -360,11 +366,8 @@ impl<S: TcpSocket> Open<S> {
                 self.guest_ended = true;
                 self.socket.shutdown_write().map_err(|_| Failure::Host)
             }
-            // No end of stream, and no connection either: reset by the guest, or it fell silent.
-            Err(RecvError::InvalidState) => match self.engine.socket().state() {
-                State::Closed => Err(Failure::Guest),
-                _ => Ok(()),
-            },
+            // No connection any more; what that means `transfer` sees.
+            Err(RecvError::InvalidState) => Ok(()),
         }
     }
 

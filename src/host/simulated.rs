@@ -151,6 +151,12 @@ impl Network {
         self.state.borrow_mut().events.drain(..).collect()
     }
 
+    /// Some events are due.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.state.borrow().events.is_empty()
+    }
+
     /// The connections that the stack opened or accepted so far, live or not.
     #[must_use]
     pub fn connections(&self) -> Vec<SocketId> {

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{fstat, stat};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
@@ -47,7 +48,15 @@ impl Target {
 #[derive(Debug)]
 struct Namespaces {
     user: Option<OwnedFd>,
+    /// Where the user namespace was named.
+    user_path: Option<PathBuf>,
     network: OwnedFd,
+}
+
+/// The user namespace is the one that we are in, which can't be entered again.
+fn is_ours(user: &OwnedFd) -> bool {
+    let (Ok(theirs), Ok(ours)) = (fstat(user), stat("/proc/self/ns/user")) else { return false };
+    (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 }
 
 fn open(path: &Path) -> Result<OwnedFd, SetupError> {
@@ -57,6 +66,7 @@ fn open(path: &Path) -> Result<OwnedFd, SetupError> {
 impl Namespaces {
     fn open(target: &Target, user: Option<&Path>) -> Result<Self, SetupError> {
         let network = open(&target.network())?;
+        let user_path = user.map(Path::to_path_buf);
         let user = match user {
             Some(path) => Some(open(path)?),
             // The one that owns the network namespace is the one whose capabilities count there.
@@ -68,17 +78,23 @@ impl Namespaces {
                 }
             },
         };
-        Ok(Self { user, network })
+        Ok(Self { user, user_path, network })
     }
 
     fn enter(&self) -> Result<(), SetupError> {
         if let Some(user) = &self.user {
-            match setns(user, CloneFlags::CLONE_NEWUSER) {
-                // EINVAL: it is the one that we are in.
-                Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
-                Err(error) => return Err(error).step(|| "entering the user namespace (is it yours?)".into()),
+            if is_ours(user) {
+                return self.enter_network();
             }
+            setns(user, CloneFlags::CLONE_NEWUSER).step(|| match &self.user_path {
+                Some(path) => format!("--userns {}: entering it (is it a user namespace, and yours?)", path.display()),
+                None => "entering the user namespace that owns the target's (is it yours?)".into(),
+            })?;
         }
+        self.enter_network()
+    }
+
+    fn enter_network(&self) -> Result<(), SetupError> {
         setns(&self.network, CloneFlags::CLONE_NEWNET)
             .step(|| "entering the network namespace (--userns names the user namespace that owns it)".into())
     }

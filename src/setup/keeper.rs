@@ -58,7 +58,7 @@ fn watch(parent: &UnixStream, signals: &SignalSource, child: Pid) -> io::Result<
                 if let Some(status) = reap(child) {
                     return Ok(status);
                 }
-            } else if !arrived.from_terminal {
+            } else if !arrived.by_terminal {
                 let _ = kill(child, arrived.signal);
             }
         }

@@ -21,8 +21,9 @@ pub const PASSED_ON: [Signal; 6] =
 pub struct Arrived {
     /// Which.
     pub signal: Signal,
-    /// The kernel sent it to the whole foreground group of the terminal.
-    pub from_terminal: bool,
+    /// The kernel sent it to the whole foreground group of the terminal, so everybody has it. Not
+    /// so a hang-up, which only the leader of the session gets.
+    pub by_terminal: bool,
 }
 
 /// The set of signals that are taken as events.
@@ -56,7 +57,7 @@ impl SignalSource {
         let info = self.0.read_signal()?.ok_or(io::ErrorKind::WouldBlock)?;
         let number = i32::try_from(info.ssi_signo).map_err(io::Error::other)?;
         let signal = Signal::try_from(number)?;
-        Ok(Arrived { signal, from_terminal: info.ssi_code == SENT_BY_KERNEL })
+        Ok(Arrived { signal, by_terminal: info.ssi_code == SENT_BY_KERNEL && signal != Signal::SIGHUP })
     }
 }
 

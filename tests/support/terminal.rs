@@ -1,13 +1,15 @@
 //! A pseudo-terminal with a program on it: what a person types and sees.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::pty::openpty;
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::stat::Mode;
 use nix::unistd::fchown;
 
 use super::process::{exit_code, fail};
@@ -29,10 +31,8 @@ pub(crate) struct Terminal {
 impl Terminal {
     /// Starts a program of `world` as the leader of a session on a new terminal.
     pub(crate) fn start(world: &World, program: &str, arguments: &[&str]) -> Self {
-        let pair = openpty(None, None).expect("a pseudo-terminal");
-        let (uid, gid) = user::ids();
-        fchown(&pair.slave, Some(uid), Some(gid)).expect("the terminal is ours to give");
-        let slave = Arc::new(pair.slave);
+        let (keyboard, slave) = open().expect("a pseudo-terminal");
+        let slave = Arc::new(slave);
         let plan = Plan {
             terminal: Some(Arc::clone(&slave)),
             ..world.plan().clone()
@@ -47,7 +47,6 @@ impl Terminal {
             .stderr(copy())
             .spawn()
             .unwrap_or_else(|error| fail(&format!("{command:?}: {error}")));
-        let keyboard = File::from(pair.master);
         let screen = keyboard.try_clone().expect("a free descriptor");
         Self {
             keyboard,
@@ -129,4 +128,17 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Both ends of a new pseudo-terminal, the far one given to the test user. No child inherits the near
+/// end (which openpty(3) would let it): a window closes only when nobody holds it open.
+fn open() -> io::Result<(File, OwnedFd)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let near = posix_openpt(flags)?;
+    grantpt(&near)?;
+    unlockpt(&near)?;
+    let far = nix::fcntl::open(ptsname_r(&near)?.as_str(), flags, Mode::empty())?;
+    let (uid, gid) = user::ids();
+    fchown(&far, Some(uid), Some(gid))?;
+    Ok((File::from(OwnedFd::from(near)), far))
 }
