@@ -48,7 +48,11 @@ impl RxMeta {
     /// A frame of `link` about which the link knows nothing.
     #[must_use]
     pub const fn plain(link: LinkId) -> Self {
-        Self { link, checksum_verified: false, udp_segment: None }
+        Self {
+            link,
+            checksum_verified: false,
+            udp_segment: None,
+        }
     }
 }
 
@@ -63,7 +67,10 @@ pub struct Offload {
 
 impl Offload {
     /// The frame is complete as it stands.
-    pub const NONE: Self = Self { checksum: None, segment: None };
+    pub const NONE: Self = Self {
+        checksum: None,
+        segment: None,
+    };
 }
 
 /// Where a partial checksum begins and is stored, both counted from the frame's first byte
@@ -134,7 +141,10 @@ impl RxBatch {
 
     /// Adds the frame that was written to `bytes` of the slice [`RxBatch::spare`] gave.
     pub fn push(&mut self, bytes: Range<usize>, meta: RxMeta) {
-        debug_assert!(self.frames.len() < self.frames.capacity(), "spare() said there is room");
+        debug_assert!(
+            self.frames.len() < self.frames.capacity(),
+            "spare() said there is room"
+        );
         let frame = self.used + bytes.start..self.used + bytes.end;
         // Frames start on a cache line, so that copies out of the batch are aligned alike.
         self.used = frame.end.next_multiple_of(64);
@@ -153,7 +163,9 @@ impl RxBatch {
 
     /// The frames in order of arrival.
     pub fn frames(&self) -> impl Iterator<Item = (&[u8], RxMeta)> {
-        self.frames.iter().map(|frame| (&self.storage[frame.bytes.clone()], frame.meta))
+        self.frames
+            .iter()
+            .map(|frame| (&self.storage[frame.bytes.clone()], frame.meta))
     }
 
     /// Number of frames held.
@@ -243,7 +255,11 @@ impl TxBatch {
         let frame = self.storage.get_mut(start + HEADROOM..end)?;
         let (offload, result) = fill(frame);
         self.used = end.next_multiple_of(64);
-        self.frames.push(TxSlot { bytes: start..end, link, offload });
+        self.frames.push(TxSlot {
+            bytes: start..end,
+            link,
+            offload,
+        });
         Some(result)
     }
 
@@ -257,7 +273,11 @@ impl TxBatch {
             let (frame, tail) = tail.split_at_mut(slot.bytes.len());
             consumed = slot.bytes.end;
             rest = tail;
-            TxFrame { link: slot.link, offload: slot.offload, with_headroom: frame }
+            TxFrame {
+                link: slot.link,
+                offload: slot.offload,
+                with_headroom: frame,
+            }
         })
     }
 
@@ -288,9 +308,15 @@ mod tests {
     fn received_frames_come_back_in_order() {
         let mut batch = RxBatch::new(4, 0);
         assert!(batch.push_copy(b"one", RxMeta::plain(LinkId(1))));
-        let frames: Vec<_> = batch.frames().map(|(bytes, meta)| (bytes.to_vec(), meta.link)).collect();
+        let frames: Vec<_> = batch
+            .frames()
+            .map(|(bytes, meta)| (bytes.to_vec(), meta.link))
+            .collect();
         assert_eq!(frames, [(b"one".to_vec(), LinkId(1))]);
-        assert!(batch.spare().is_none(), "one more frame of the largest size does not fit");
+        assert!(
+            batch.spare().is_none(),
+            "one more frame of the largest size does not fit"
+        );
         batch.clear();
         assert!(batch.spare().is_some());
     }

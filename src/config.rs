@@ -120,7 +120,9 @@ impl AddressPlan {
 
 impl Default for AddressPlan {
     fn default() -> Self {
-        Self { subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24) }
+        Self {
+            subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24),
+        }
     }
 }
 
@@ -218,15 +220,27 @@ mod tests {
         assert_eq!(plan.gateway(), Ipv4Addr::new(10, 0, 2, 2));
         assert_eq!(plan.resolver(), Ipv4Addr::new(10, 0, 2, 3));
         assert_eq!(plan.guest(), Ipv4Addr::new(10, 0, 2, 100));
-        assert_eq!(Ipv4Addr::from(*plan.lease_pool().start()), Ipv4Addr::new(10, 0, 2, 15));
-        assert_eq!(Ipv4Addr::from(*plan.lease_pool().end()), Ipv4Addr::new(10, 0, 2, 30));
+        assert_eq!(
+            Ipv4Addr::from(*plan.lease_pool().start()),
+            Ipv4Addr::new(10, 0, 2, 15)
+        );
+        assert_eq!(
+            Ipv4Addr::from(*plan.lease_pool().end()),
+            Ipv4Addr::new(10, 0, 2, 30)
+        );
     }
 
     #[test]
     fn subnets_without_room_or_sense_are_refused() {
         assert!(plan("192.168.7.128/25").is_ok());
-        assert!(matches!(plan("192.168.7.0/26"), Err(PlanError::PrefixLength(_))));
-        assert!(matches!(plan("10.0.2.5/24"), Err(PlanError::NotTheNetwork(..))));
+        assert!(matches!(
+            plan("192.168.7.0/26"),
+            Err(PlanError::PrefixLength(_))
+        ));
+        assert!(matches!(
+            plan("10.0.2.5/24"),
+            Err(PlanError::NotTheNetwork(..))
+        ));
         assert!(matches!(plan("127.0.0.0/8"), Err(PlanError::NotUnicast(_))));
         assert!(matches!(plan("224.0.0.0/8"), Err(PlanError::NotUnicast(_))));
     }
@@ -235,7 +249,14 @@ mod tests {
     fn the_gateway_is_no_guest() {
         let plan = AddressPlan::default();
         assert!(plan.is_guest_side(plan.guest().into()));
-        for addr in ["10.0.2.0", "10.0.2.2", "10.0.2.3", "10.0.2.255", "10.0.3.1", "::1"] {
+        for addr in [
+            "10.0.2.0",
+            "10.0.2.2",
+            "10.0.2.3",
+            "10.0.2.255",
+            "10.0.3.1",
+            "::1",
+        ] {
             assert!(!plan.is_guest_side(addr.parse().unwrap()), "{addr}");
         }
     }

@@ -12,11 +12,9 @@ use tokio::time::Instant;
 
 use crate::buf::{RxBatch, TxBatch};
 use crate::control::Command;
-use crate::flow::Turn;
 use crate::host::kernel::KernelHost;
 use crate::link::Link;
-use crate::net;
-use crate::stack::Stack;
+use crate::stack::{self, Stack, Turn};
 
 /// Frames taken from the link in one turn.
 const RX_FRAMES: usize = 128;
@@ -45,7 +43,7 @@ enum Next {
     /// More, at once.
     Again,
     /// Nothing until something happens, or this time comes.
-    Wait(Option<net::Instant>),
+    Wait(Option<stack::Instant>),
 }
 
 /// The loop and all that it owns.
@@ -63,7 +61,12 @@ pub struct EventLoop<L> {
 impl<L: Link> EventLoop<L> {
     /// A loop over these; commands come by `commands`.
     #[must_use]
-    pub fn new(link: L, host: KernelHost, stack: Stack<KernelHost>, commands: mpsc::Receiver<Command>) -> Self {
+    pub fn new(
+        link: L,
+        host: KernelHost,
+        stack: Stack<KernelHost>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
         Self {
             link,
             host,
@@ -116,7 +119,11 @@ impl<L: Link> EventLoop<L> {
         self.rx.clear();
         let more_frames = self.link.receive(&mut self.rx)?;
         let more_events = self.host.poll_events(&mut self.events)?;
-        let mut turn = Turn { now: now(self.epoch), host: &mut self.host, tx: &mut self.tx };
+        let mut turn = Turn {
+            now: now(self.epoch),
+            host: &mut self.host,
+            tx: &mut self.tx,
+        };
         for (bytes, meta) in self.rx.frames() {
             self.stack.handle_frame(&mut turn, bytes, meta);
         }
@@ -127,11 +134,15 @@ impl<L: Link> EventLoop<L> {
         let more_flows = self.stack.poll_transmit(&mut turn);
         self.link.transmit(&mut self.tx)?;
         let again = more_frames || more_events || more_flows;
-        Ok(if again { Next::Again } else { Next::Wait(self.stack.poll_timeout()) })
+        Ok(if again {
+            Next::Again
+        } else {
+            Next::Wait(self.stack.poll_timeout())
+        })
     }
 
     /// The runtime's time for a time of the stack.
-    fn wake_at(&self, at: Option<net::Instant>) -> Instant {
+    fn wake_at(&self, at: Option<stack::Instant>) -> Instant {
         match at.map(|at| u64::try_from(at.total_micros())) {
             Some(Ok(micros)) => self.epoch + Duration::from_micros(micros),
             Some(Err(_)) => self.epoch,
@@ -148,6 +159,6 @@ impl<L: Link> EventLoop<L> {
 }
 
 /// The stack's time: microseconds since the loop began.
-fn now(epoch: Instant) -> net::Instant {
-    net::Instant::from_micros(i64::try_from(epoch.elapsed().as_micros()).unwrap_or(i64::MAX))
+fn now(epoch: Instant) -> stack::Instant {
+    stack::Instant::from_micros(i64::try_from(epoch.elapsed().as_micros()).unwrap_or(i64::MAX))
 }

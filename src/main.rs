@@ -58,7 +58,9 @@ fn start_logging(options: &Options) {
         2 => tracing::Level::DEBUG,
         _ => tracing::Level::TRACE,
     };
-    let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr);
     match options.log_format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().init(),
@@ -66,7 +68,11 @@ fn start_logging(options: &Options) {
 }
 
 fn runtime() -> Result<Runtime> {
-    Builder::new_current_thread().enable_io().enable_time().build().context("starting the runtime")
+    Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("starting the runtime")
 }
 
 /// Everything that carries packets, ready to run.
@@ -83,10 +89,18 @@ fn event_loop(
         capabilities: link.granted().transmit(),
         guest_mac: Some(link.mac()),
     };
-    let mut stack = Stack::new(Arc::clone(config), info, memory::entropy().context("reading entropy")?);
+    let mut stack = Stack::new(
+        Arc::clone(config),
+        info,
+        memory::entropy().context("reading entropy")?,
+    );
     for rule in &config.publish {
         stack.publish(&mut host, *rule).with_context(|| {
-            format!("--publish: listening at {} for guest port {}", rule.host, rule.guest.port())
+            format!(
+                "--publish: listening at {} for guest port {}",
+                rule.host,
+                rule.guest.port()
+            )
         })?;
     }
     Ok(EventLoop::new(link, host, stack, commands))
@@ -106,7 +120,10 @@ fn serve<T: Send + 'static>(
             let _ = stop.send(tapgate::control::Command::Stop).await;
             over
         };
-        #[expect(clippy::disallowed_methods, reason = "control runs beside the data path, not on it")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "control runs beside the data path, not on it"
+        )]
         let control = tokio::spawn(over);
         let ended = event_loop.run().await.context("carrying packets")?;
         tracing::info!(?ended, "network ended");
@@ -135,13 +152,21 @@ fn run_command(args: Run) -> Result<u8> {
     finished
 }
 
-fn run_started(config: &Arc<Config>, resolvers: Source, started: run::Started, tap: OwnedFd) -> Result<u8> {
+fn run_started(
+    config: &Arc<Config>,
+    resolvers: Source,
+    started: run::Started,
+    tap: OwnedFd,
+) -> Result<u8> {
     let signals = SignalSource::new().context("watching signals")?;
     let runtime = runtime()?;
     let _inside = runtime.enter();
     let (stop, commands) = mpsc::channel(1);
     let event_loop = event_loop(config, tap, resolvers, commands)?;
-    let running = Running { signals: Signals::new(signals)?, keeper: started.keeper };
+    let running = Running {
+        signals: Signals::new(signals)?,
+        keeper: started.keeper,
+    };
     let _keep = started.begin().context("starting the command")?;
     let status = serve(&runtime, event_loop, stop, running.over())?;
     status.context("the tap inside was taken away")
@@ -150,17 +175,29 @@ fn run_started(config: &Arc<Config>, resolvers: Source, started: run::Started, t
 /// The command's words, or the caller's shell.
 fn command_line(words: Vec<OsString>) -> Result<Vec<CString>> {
     let words = if words.is_empty() {
-        vec![env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into())]
+        vec![
+            env::var_os("SHELL")
+                .filter(|shell| !shell.is_empty())
+                .unwrap_or_else(|| "/bin/sh".into()),
+        ]
     } else {
         words
     };
-    words.into_iter().map(|word| CString::new(word.into_vec()).context("COMMAND: a word holds a zero byte")).collect()
+    words
+        .into_iter()
+        .map(|word| CString::new(word.into_vec()).context("COMMAND: a word holds a zero byte"))
+        .collect()
 }
 
 fn attach_to(args: &Attach) -> Result<u8> {
     start_logging(&args.options);
     let adopt = |option: &str, number: Option<i32>| {
-        number.map(|number| fd::adopt(number).with_context(|| format!("{option} {number}: pass an open descriptor above 2"))).transpose()
+        number
+            .map(|number| {
+                fd::adopt(number)
+                    .with_context(|| format!("{option} {number}: pass an open descriptor above 2"))
+            })
+            .transpose()
     };
     let ready_fd = adopt("--ready-fd", args.ready_fd)?;
     let exit_fd = adopt("--exit-fd", args.exit_fd)?;
@@ -175,9 +212,15 @@ fn attach_to(args: &Attach) -> Result<u8> {
     let _inside = runtime.enter();
     let (stop, commands) = mpsc::channel(1);
     let event_loop = event_loop(&config, tap, resolvers, commands)?;
-    let attached = Attached { signals: Signals::new(signals)?, target: watched, exit_fd };
+    let attached = Attached {
+        signals: Signals::new(signals)?,
+        target: watched,
+        exit_fd,
+    };
     if let Some(ready_fd) = ready_fd {
-        File::from(ready_fd).write_all(b"1").context("--ready-fd: telling that the network works")?;
+        File::from(ready_fd)
+            .write_all(b"1")
+            .context("--ready-fd: telling that the network works")?;
     }
     let reason = serve(&runtime, event_loop, stop, attached.over())?;
     tracing::info!(reason = reason.unwrap_or("tap gone"), "over");
@@ -188,7 +231,8 @@ fn attach_to(args: &Attach) -> Result<u8> {
 fn watch(target: &attach::Target) -> Result<lifecycle::Target> {
     match target {
         attach::Target::Process(pid) => {
-            let pidfd = process::pidfd(*pid).with_context(|| format!("TARGET {pid}: no such process"))?;
+            let pidfd =
+                process::pidfd(*pid).with_context(|| format!("TARGET {pid}: no such process"))?;
             Ok(lifecycle::Target::Process(pidfd))
         }
         attach::Target::Path(path) => Ok(lifecycle::Target::Path(path.clone())),

@@ -29,16 +29,29 @@ struct Stream {
 
 impl Stream {
     fn new(total: usize, salt: usize) -> Self {
-        Self { total, sent: 0, seen: 0, salt, ended: false }
+        Self {
+            total,
+            sent: 0,
+            seen: 0,
+            salt,
+            ended: false,
+        }
     }
 
     fn next(&self, max: usize) -> Vec<u8> {
-        (self.sent..self.total.min(self.sent + max)).map(|at| pattern(at, self.salt)).collect()
+        (self.sent..self.total.min(self.sent + max))
+            .map(|at| pattern(at, self.salt))
+            .collect()
     }
 
     fn arrived(&mut self, bytes: &[u8], seed: u64) {
         for &byte in bytes {
-            assert_eq!(byte, pattern(self.seen, self.salt), "seed {seed}, byte {}", self.seen);
+            assert_eq!(
+                byte,
+                pattern(self.seen, self.salt),
+                "seed {seed}, byte {}",
+                self.seen
+            );
             self.seen += 1;
         }
     }
@@ -50,9 +63,20 @@ impl Stream {
 
 fn transfer(seed: u64) {
     let mut random = Random::new(seed ^ 0x5eed);
-    let faults = Faults { loss: random.below(11), duplicate: random.below(11), reorder: random.below(11) };
+    let faults = Faults {
+        loss: random.below(11),
+        duplicate: random.below(11),
+        reorder: random.below(11),
+    };
     let mtu = [576, 1500, 9000][usize::try_from(random.below(3)).unwrap()];
-    let mut sim = Sim::with(seed, Config { mtu, ..Config::default() }, faults);
+    let mut sim = Sim::with(
+        seed,
+        Config {
+            mtu,
+            ..Config::default()
+        },
+        faults,
+    );
     sim.net.answer_all(ConnectAnswer::Accept);
     let mut up = Stream::new(usize::try_from(random.below(60_000)).unwrap(), 1);
     let mut down = Stream::new(usize::try_from(random.below(60_000)).unwrap(), 2);
@@ -73,7 +97,11 @@ fn transfer(seed: u64) {
         sim.socket(handle).state()
     );
     sim.settle(seconds(4 * 3600));
-    assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0), "seed {seed}");
+    assert_eq!(
+        (sim.stack.flows(), sim.net.open_sockets()),
+        (0, 0),
+        "seed {seed}"
+    );
 }
 
 fn guest_side(sim: &mut Sim, handle: SocketHandle, up: &mut Stream, down: &mut Stream, seed: u64) {

@@ -80,7 +80,10 @@ impl Attach {
     /// The name of the tap, however it was given.
     #[must_use]
     pub fn interface(&self) -> &str {
-        self.ifname.as_deref().or(self.ifname_option.as_deref()).unwrap_or("tap0")
+        self.ifname
+            .as_deref()
+            .or(self.ifname_option.as_deref())
+            .unwrap_or("tap0")
     }
 }
 
@@ -97,15 +100,22 @@ mod tests {
     #[test]
     fn options_end_where_the_command_begins() {
         let cli = Cli::parse_from(["tapgate", "run", "--mtu", "9000", "ls", "--mtu", "-l"]);
-        let Command::Run(run) = cli.command else { panic!("run expected") };
+        let Command::Run(run) = cli.command else {
+            panic!("run expected")
+        };
         assert_eq!(run.options.mtu, 9000);
         assert_eq!(run.command, ["ls", "--mtu", "-l"]);
     }
 
     #[test]
     fn attach_takes_the_name_both_ways() {
-        for args in [&["tapgate", "attach", "1", "eth0"][..], &["tapgate", "attach", "--ifname", "eth0", "1"]] {
-            let Command::Attach(attach) = Cli::parse_from(args).command else { panic!("attach expected") };
+        for args in [
+            &["tapgate", "attach", "1", "eth0"][..],
+            &["tapgate", "attach", "--ifname", "eth0", "1"],
+        ] {
+            let Command::Attach(attach) = Cli::parse_from(args).command else {
+                panic!("attach expected")
+            };
             assert_eq!(attach.interface(), "eth0");
         }
     }

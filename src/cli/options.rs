@@ -8,9 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::publish::{self, Spec};
-use crate::config::{
-    AddressPlan, Config, DEFAULT_MAX_FLOWS, Dns, MAX_MTU, MIN_MTU, Outbound,
-};
+use crate::config::{AddressPlan, Config, DEFAULT_MAX_FLOWS, Dns, MAX_MTU, MIN_MTU, Outbound};
 use crate::net::Mac;
 use crate::sys::tap::MAX_NAME;
 
@@ -93,7 +91,11 @@ impl Options {
                 (false, false) => Dns::Fixed(self.dns.clone()),
             },
             outbound: self.outbound.clone(),
-            publish: self.publish.iter().flat_map(|spec| spec.rules(guest)).collect(),
+            publish: self
+                .publish
+                .iter()
+                .flat_map(|spec| spec.rules(guest))
+                .collect(),
             max_flows: self.max_flows,
             offload: self.offload == OnOff::On,
             search,
@@ -102,19 +104,30 @@ impl Options {
 }
 
 fn subnet(word: &str) -> Result<AddressPlan, String> {
-    let net = word.parse().map_err(|_| "write a network such as 10.0.2.0/24".to_owned())?;
+    let net = word
+        .parse()
+        .map_err(|_| "write a network such as 10.0.2.0/24".to_owned())?;
     AddressPlan::new(net).map_err(|error| error.to_string())
 }
 
 fn mac(word: &str) -> Result<Mac, String> {
-    let mac: Mac = word.parse().map_err(|error: crate::net::MacParseError| error.to_string())?;
-    if mac.is_unicast() { Ok(mac) } else { Err("a group address: its first octet must be even".into()) }
+    let mac: Mac = word
+        .parse()
+        .map_err(|error: crate::net::MacParseError| error.to_string())?;
+    if mac.is_unicast() {
+        Ok(mac)
+    } else {
+        Err("a group address: its first octet must be even".into())
+    }
 }
 
 /// An address with or without a port; IPv6 with a port in brackets.
 fn resolver(word: &str) -> Result<SocketAddr, String> {
-    let bare = word.parse::<IpAddr>().map(|addr| SocketAddr::new(addr, DNS_PORT));
-    bare.or_else(|_| word.parse()).map_err(|_| "write an address, or address:port".into())
+    let bare = word
+        .parse::<IpAddr>()
+        .map(|addr| SocketAddr::new(addr, DNS_PORT));
+    bare.or_else(|_| word.parse())
+        .map_err(|_| "write an address, or address:port".into())
 }
 
 fn outbound(word: &str) -> Result<Outbound, String> {
@@ -127,11 +140,15 @@ fn outbound(word: &str) -> Result<Outbound, String> {
 /// A name that the kernel would take for an interface.
 pub(super) fn interface_name(word: &str) -> Result<String, String> {
     let fits = !word.is_empty() && word.len() <= MAX_NAME && word != "." && word != "..";
-    let sane = word.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
+    let sane = word
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
     if fits && sane {
         Ok(word.to_owned())
     } else {
-        Err(format!("an interface's name has 1 to {MAX_NAME} letters, digits or signs, but no slash, colon or percent sign"))
+        Err(format!(
+            "an interface's name has 1 to {MAX_NAME} letters, digits or signs, but no slash, colon or percent sign"
+        ))
     }
 }
 
@@ -142,14 +159,20 @@ mod tests {
     #[test]
     fn resolvers_have_a_port() {
         assert_eq!(resolver("192.0.2.1"), Ok("192.0.2.1:53".parse().unwrap()));
-        assert_eq!(resolver("127.0.0.1:5353"), Ok("127.0.0.1:5353".parse().unwrap()));
+        assert_eq!(
+            resolver("127.0.0.1:5353"),
+            Ok("127.0.0.1:5353".parse().unwrap())
+        );
         assert_eq!(resolver("[::1]:5353"), Ok("[::1]:5353".parse().unwrap()));
         assert!(resolver("localhost").is_err());
     }
 
     #[test]
     fn outbound_is_an_address_or_a_name() {
-        assert_eq!(outbound("192.0.2.1"), Ok(Outbound::Address([192, 0, 2, 1].into())));
+        assert_eq!(
+            outbound("192.0.2.1"),
+            Ok(Outbound::Address([192, 0, 2, 1].into()))
+        );
         assert_eq!(outbound("eth0"), Ok(Outbound::Interface("eth0".into())));
         assert!(outbound("much-too-long-a-name").is_err());
     }

@@ -21,11 +21,14 @@ impl Spec {
     /// A rule for each port.
     pub fn rules(&self, guest: IpAddr) -> impl Iterator<Item = Publish> {
         let (protocol, host) = (self.protocol, self.host);
-        self.host_ports.clone().zip(self.guest_ports.clone()).map(move |(host_port, guest_port)| Publish {
-            protocol,
-            host: SocketAddr::new(host, host_port),
-            guest: SocketAddr::new(guest, guest_port),
-        })
+        self.host_ports
+            .clone()
+            .zip(self.guest_ports.clone())
+            .map(move |(host_port, guest_port)| Publish {
+                protocol,
+                host: SocketAddr::new(host, host_port),
+                guest: SocketAddr::new(guest, guest_port),
+            })
     }
 }
 
@@ -40,7 +43,8 @@ pub(super) fn parse(word: &str) -> Result<Spec, String> {
         Some((addresses, "udp")) => (addresses, Protocol::Udp),
         Some((_, other)) => return Err(format!("unknown protocol '{other}': use tcp or udp")),
     };
-    let form = || "write [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], such as 127.0.0.1:8080:80".to_owned();
+    let form =
+        || "write [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], such as 127.0.0.1:8080:80".to_owned();
     let (rest, guest_ports) = addresses.rsplit_once(':').ok_or_else(form)?;
     let (host, host_ports) = match rest.rsplit_once(':') {
         None => (Ipv4Addr::UNSPECIFIED.into(), rest),
@@ -50,13 +54,23 @@ pub(super) fn parse(word: &str) -> Result<Spec, String> {
     if host_ports.len() != guest_ports.len() {
         return Err("both ranges must have the same number of ports".into());
     }
-    Ok(Spec { protocol, host, host_ports, guest_ports })
+    Ok(Spec {
+        protocol,
+        host,
+        host_ports,
+        guest_ports,
+    })
 }
 
 fn address(word: &str) -> Result<IpAddr, String> {
-    let inside = word.strip_prefix('[').and_then(|word| word.strip_suffix(']'));
+    let inside = word
+        .strip_prefix('[')
+        .and_then(|word| word.strip_suffix(']'));
     match inside {
-        Some(inside) => inside.parse().map(IpAddr::V6).map_err(|_| format!("'{inside}' is no IPv6 address")),
+        Some(inside) => inside
+            .parse()
+            .map(IpAddr::V6)
+            .map_err(|_| format!("'{inside}' is no IPv6 address")),
         None => word
             .parse()
             .map(IpAddr::V4)
@@ -86,15 +100,25 @@ mod tests {
 
     fn rules(word: &str) -> Vec<String> {
         let guest = [10, 0, 2, 100].into();
-        parse(word).unwrap().rules(guest).map(|rule| format!("{}>{}/{:?}", rule.host, rule.guest, rule.protocol)).collect()
+        parse(word)
+            .unwrap()
+            .rules(guest)
+            .map(|rule| format!("{}>{}/{:?}", rule.host, rule.guest, rule.protocol))
+            .collect()
     }
 
     #[test]
     fn every_form_is_read() {
         assert_eq!(rules("8080:80"), ["0.0.0.0:8080>10.0.2.100:80/Tcp"]);
-        assert_eq!(rules("127.0.0.1:53:5353/udp"), ["127.0.0.1:53>10.0.2.100:5353/Udp"]);
+        assert_eq!(
+            rules("127.0.0.1:53:5353/udp"),
+            ["127.0.0.1:53>10.0.2.100:5353/Udp"]
+        );
         assert_eq!(rules("[::1]:1:2/tcp"), ["[::1]:1>10.0.2.100:2/Tcp"]);
-        assert_eq!(rules("1-2:5-6"), ["0.0.0.0:1>10.0.2.100:5/Tcp", "0.0.0.0:2>10.0.2.100:6/Tcp"]);
+        assert_eq!(
+            rules("1-2:5-6"),
+            ["0.0.0.0:1>10.0.2.100:5/Tcp", "0.0.0.0:2>10.0.2.100:6/Tcp"]
+        );
     }
 
     #[test]

@@ -57,7 +57,10 @@ impl Attached {
 
 async fn ended_by_signal(signals: &Signals) -> io::Result<()> {
     loop {
-        if matches!(signals.next().await?.signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT) {
+        if matches!(
+            signals.next().await?.signal,
+            Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT
+        ) {
             return Ok(());
         }
     }
@@ -71,7 +74,8 @@ async fn gone(target: Target) -> io::Result<()> {
             pidfd.readable().await.map(|mut guard| guard.retain_ready())
         }
         Target::Path(path) => {
-            let identity = |path: &PathBuf| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+            let identity =
+                |path: &PathBuf| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
             let first = identity(&path)?;
             loop {
                 tokio::time::sleep(LOOK).await;
@@ -79,7 +83,12 @@ async fn gone(target: Target) -> io::Result<()> {
                     Ok(now) if now == first => {}
                     Ok(_) => return Ok(()),
                     // Only these say that the namespace is gone; to be out of descriptors does not.
-                    Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                        ) =>
+                    {
                         return Ok(());
                     }
                     Err(_) => {}
@@ -91,7 +100,9 @@ async fn gone(target: Target) -> io::Result<()> {
 
 /// Waits until the other end of a descriptor is closed; forever where there is none.
 async fn hung_up(descriptor: Option<OwnedFd>) -> io::Result<()> {
-    let Some(descriptor) = descriptor else { return std::future::pending().await };
+    let Some(descriptor) = descriptor else {
+        return std::future::pending().await;
+    };
     let descriptor = watch(descriptor)?;
     loop {
         let mut guard = descriptor.readable().await?;

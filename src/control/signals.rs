@@ -28,6 +28,8 @@ impl Signals {
     /// # Errors
     /// When the runtime goes away.
     pub async fn next(&self) -> io::Result<Arrived> {
-        self.0.async_io(Interest::READABLE, SignalSource::try_next).await
+        self.0
+            .async_io(Interest::READABLE, SignalSource::try_next)
+            .await
     }
 }

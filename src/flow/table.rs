@@ -93,7 +93,10 @@ impl<F> Table<F> {
             self.remove(oldest);
         }
         match self.free.last() {
-            Some(&index) => Ok(token(index, self.slots[usize::try_from(index).unwrap_or(usize::MAX)].generation)),
+            Some(&index) => Ok(token(
+                index,
+                self.slots[usize::try_from(index).unwrap_or(usize::MAX)].generation,
+            )),
             None => Ok(token(u32::try_from(self.slots.len()).map_err(|_| Full)?, 0)),
         }
     }
@@ -106,9 +109,17 @@ impl<F> Table<F> {
         let token = self.next_token()?;
         debug_assert!(!self.index.contains_key(&key), "a key names one flow");
         if self.free.pop().is_none() {
-            self.slots.push(Slot { generation: 0, entry: None });
+            self.slots.push(Slot {
+                generation: 0,
+                entry: None,
+            });
         }
-        let entry = Entry { key, flow, deadline, scheduled: deadline };
+        let entry = Entry {
+            key,
+            flow,
+            deadline,
+            scheduled: deadline,
+        };
         self.slots[slot_of(token)].entry = Some(entry);
         self.index.insert(key, token);
         self.deadlines.push(Reverse((deadline, token)));
@@ -123,7 +134,9 @@ impl<F> Table<F> {
 
     fn entry(&self, token: Token) -> Option<&Entry<F>> {
         let slot = self.slots.get(slot_of(token))?;
-        slot.entry.as_ref().filter(|_| slot.generation == generation_of(token))
+        slot.entry
+            .as_ref()
+            .filter(|_| slot.generation == generation_of(token))
     }
 
     fn entry_mut(&mut self, token: Token) -> Option<&mut Entry<F>> {
@@ -164,13 +177,16 @@ impl<F> Table<F> {
         let entry = slot.entry.take()?;
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
         self.index.remove(&entry.key);
-        self.free.push(u32::try_from(slot_of(token)).unwrap_or(u32::MAX));
+        self.free
+            .push(u32::try_from(slot_of(token)).unwrap_or(u32::MAX));
         Some(entry.flow)
     }
 
     /// Moves a flow's deadline.
     pub fn set_deadline(&mut self, token: Token, deadline: Instant) {
-        let Some(entry) = self.entry_mut(token) else { return };
+        let Some(entry) = self.entry_mut(token) else {
+            return;
+        };
         entry.deadline = deadline;
         if deadline < entry.scheduled {
             entry.scheduled = deadline;
@@ -233,16 +249,29 @@ impl<F> Table<F> {
     /// # Errors
     /// What does not agree.
     pub fn check(&self) -> Result<(), String> {
-        let live = self.slots.iter().filter(|slot| slot.entry.is_some()).count();
+        let live = self
+            .slots
+            .iter()
+            .filter(|slot| slot.entry.is_some())
+            .count();
         if live != self.index.len() || live + self.free.len() != self.slots.len() {
-            return Err(format!("{live} live, {} indexed, {} free", self.index.len(), self.free.len()));
+            return Err(format!(
+                "{live} live, {} indexed, {} free",
+                self.index.len(),
+                self.free.len()
+            ));
         }
         for (key, &token) in &self.index {
-            let entry = self.entry(token).ok_or_else(|| format!("{key:?} leads nowhere"))?;
+            let entry = self
+                .entry(token)
+                .ok_or_else(|| format!("{key:?} leads nowhere"))?;
             if entry.key != *key {
                 return Err(format!("{key:?} leads to {:?}", entry.key));
             }
-            let scheduled = self.deadlines.iter().any(|Reverse((at, t))| *t == token && *at == entry.scheduled);
+            let scheduled = self
+                .deadlines
+                .iter()
+                .any(|Reverse((at, t))| *t == token && *at == entry.scheduled);
             if !scheduled {
                 return Err(format!("{key:?} has no deadline"));
             }
@@ -259,7 +288,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn key(n: u16) -> FlowKey {
-        FlowKey::Echo { link: LinkId(0), guest: [10, 0, 2, 100].into(), ident: n }
+        FlowKey::Echo {
+            link: LinkId(0),
+            guest: [10, 0, 2, 100].into(),
+            ident: n,
+        }
     }
 
     fn at(seconds: i64) -> Instant {

@@ -11,11 +11,11 @@ use std::io::{self, ErrorKind};
 use smoltcp::socket::tcp::{RecvError, State};
 
 use super::tcp_engine::{Engine, EnginePool, LastSent, Path, Syn};
+use crate::buf::TxBatch;
 use crate::host::{Event, TcpSocket};
 use crate::net::emit::{self, BareSegment, Ends};
 use crate::net::parse::{TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, Wire};
-use crate::buf::TxBatch;
 
 /// How long a host may take to accept or refuse; the kernel gives up after about this time.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(130);
@@ -101,16 +101,30 @@ impl<S: TcpSocket> TcpFlow<S> {
     /// A flow for a guest's SYN whose host socket is connecting. `ends.src` is the guest.
     #[must_use]
     pub const fn connecting(ends: Ends, path: Path, socket: S, syn: Syn) -> Self {
-        Self { ends, path, state: Phase::Connecting { socket, syn } }
+        Self {
+            ends,
+            path,
+            state: Phase::Connecting { socket, syn },
+        }
     }
 
     /// A flow for a client of a published port: begins a connection to the guest, `ends.src`, from
     /// the client, `ends.dst`. `None` when the endpoints can't have a connection.
     #[must_use]
-    pub fn published(ends: Ends, path: Path, socket: S, mut engine: Engine, now: Instant) -> Option<Self> {
+    pub fn published(
+        ends: Ends,
+        path: Path,
+        socket: S,
+        mut engine: Engine,
+        now: Instant,
+    ) -> Option<Self> {
         engine.connect(ends.reversed()).ok()?;
         let guest_deadline = Some(now + GUEST_PATIENCE);
-        Some(Self { ends, path, state: Phase::Open(Box::new(Open::new(engine, socket, guest_deadline))) })
+        Some(Self {
+            ends,
+            path,
+            state: Phase::Open(Box::new(Open::new(engine, socket, guest_deadline))),
+        })
     }
 
     /// The way to the guest.
@@ -150,7 +164,9 @@ impl<S: TcpSocket> TcpFlow<S> {
         tx: &mut TxBatch,
         engine: impl FnOnce(Path, std::net::IpAddr) -> Engine,
     ) -> Connected {
-        let Phase::Connecting { socket, syn } = &mut self.state else { return Connected::Pending };
+        let Phase::Connecting { socket, syn } = &mut self.state else {
+            return Connected::Pending;
+        };
         if let Err(error) = socket.connect_outcome() {
             return Connected::Failed(error);
         }
@@ -160,14 +176,24 @@ impl<S: TcpSocket> TcpFlow<S> {
             return Connected::Failed(ErrorKind::InvalidInput.into());
         }
         if let Phase::Connecting { socket, .. } = std::mem::replace(&mut self.state, Phase::Gone) {
-            self.state = Phase::Open(Box::new(Open::new(engine, socket, Some(now + GUEST_PATIENCE))));
+            self.state = Phase::Open(Box::new(Open::new(
+                engine,
+                socket,
+                Some(now + GUEST_PATIENCE),
+            )));
         }
         Connected::Yes
     }
 
     /// A segment of this flow came from the guest; `packet` is its whole IP packet. True when the
     /// flow wants to be pumped, false when nothing changed.
-    pub fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) -> bool {
+    pub fn segment(
+        &mut self,
+        now: Instant,
+        tx: &mut TxBatch,
+        segment: &TcpSegment,
+        packet: &[u8],
+    ) -> bool {
         match &mut self.state {
             Phase::Open(open) => {
                 open.engine.segment(now, tx, segment, packet);
@@ -201,7 +227,9 @@ impl<S: TcpSocket> TcpFlow<S> {
     #[must_use]
     pub fn gives_way_to(&self, segment: &TcpSegment) -> bool {
         match &self.state {
-            Phase::TimeWait(last) => segment.is_connect() && segment.seq.wrapping_sub(last.ack).cast_signed() >= 0,
+            Phase::TimeWait(last) => {
+                segment.is_connect() && segment.seq.wrapping_sub(last.ack).cast_signed() >= 0
+            }
             Phase::Gone => true,
             Phase::Connecting { .. } | Phase::Open(_) => false,
         }
@@ -231,7 +259,11 @@ impl<S: TcpSocket> TcpFlow<S> {
             return progress;
         }
         let last = open.engine.last_sent();
-        let over = if progress == Progress::Closed { Phase::TimeWait(last) } else { Phase::Gone };
+        let over = if progress == Progress::Closed {
+            Phase::TimeWait(last)
+        } else {
+            Phase::Gone
+        };
         if let Phase::Open(open) = std::mem::replace(&mut self.state, over) {
             pool.put(open.engine);
             if open.failed {
@@ -319,10 +351,16 @@ impl<S: TcpSocket> Open<S> {
                 State::SynSent | State::SynReceived => return Ok(0),
                 // A RST for our SYN|ACK takes smoltcp back to listening (RFC 9293 3.10.7.4).
                 State::Closed | State::Listen => return Err(Failure::Guest),
-                _ => self.guest_deadline = None,
+                State::Established
+                | State::FinWait1
+                | State::FinWait2
+                | State::CloseWait
+                | State::Closing
+                | State::LastAck
+                | State::TimeWait => self.guest_deadline = None,
             }
         }
-        let moved = self.to_host()? + self.to_guest()?;
+        let moved = self.carry_to_host()? + self.carry_to_guest()?;
         self.engine.carried(moved);
         // Closed before both directions had ended: reset by the guest, or it fell silent.
         let closed = self.engine.socket().state() == State::Closed;
@@ -333,7 +371,7 @@ impl<S: TcpSocket> Open<S> {
     }
 
     /// Guest to host: the receive ring is handed to `send` in place.
-    fn to_host(&mut self) -> Result<usize, Failure> {
+    fn carry_to_host(&mut self) -> Result<usize, Failure> {
         let mut moved = 0;
         while self.writable && self.engine.socket().recv_queue() > 0 {
             let socket = &mut self.socket;
@@ -372,7 +410,7 @@ impl<S: TcpSocket> Open<S> {
     }
 
     /// Host to guest: `recv` writes into the send ring in place.
-    fn to_guest(&mut self) -> Result<usize, Failure> {
+    fn carry_to_guest(&mut self) -> Result<usize, Failure> {
         let mut moved = 0;
         while self.readable && !self.host_ended && self.engine.socket().can_send() {
             let socket = &mut self.socket;
@@ -404,10 +442,11 @@ impl<S: TcpSocket> Open<S> {
         if !self.guest_ended || !self.host_ended {
             return None;
         }
-        match self.engine.socket().state() {
-            State::TimeWait => Some(Progress::Closed),
-            State::Closed => Some(Progress::Gone),
-            _ => None,
+        let state = self.engine.socket().state();
+        if state == State::TimeWait {
+            Some(Progress::Closed)
+        } else {
+            (state == State::Closed).then_some(Progress::Gone)
         }
     }
 

@@ -10,11 +10,13 @@ use std::num::NonZeroUsize;
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{
-    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,
+    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken,
+    TxToken,
 };
 use smoltcp::socket::tcp::{ConnectError, ListenError, Socket, SocketBuffer, State};
 use smoltcp::wire::{
-    HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpProtocol, IpRepr, TcpControl, TcpRepr, TcpSeqNumber,
+    HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpProtocol, IpRepr, TcpControl, TcpRepr,
+    TcpSeqNumber,
 };
 
 use crate::buf::{
@@ -51,8 +53,14 @@ const WARM: usize = 64;
 const WARM_BYTES: u64 = 64 * 1024;
 
 // Flows are many: a smoltcp feature that fattens these shows here (design.md 1.3).
-const _: () = assert!(size_of::<Interface>() <= 160, "smoltcp's default features crept in");
-const _: () = assert!(size_of::<Socket<'static>>() <= 520, "smoltcp's default features crept in");
+const _: () = assert!(
+    size_of::<Interface>() <= 160,
+    "smoltcp's default features crept in"
+);
+const _: () = assert!(
+    size_of::<Socket<'static>>() <= 520,
+    "smoltcp's default features crept in"
+);
 
 /// How frames reach the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,9 +140,20 @@ impl EnginePool {
         let mut interface = Interface::new(config, &mut no_frames, now);
         interface.update_ip_addrs(|addrs| {
             // One address fits: the feature iface-max-addr-count-1 is on, and the list is empty.
-            let _ = addrs.push(IpCidr::new(local.into(), if local.is_ipv4() { 32 } else { 128 }));
+            let _ = addrs.push(IpCidr::new(
+                local.into(),
+                if local.is_ipv4() { 32 } else { 128 },
+            ));
         });
-        Engine { interface, sockets, handle, path, last: LastSent::default(), carried: 0, varied: false }
+        Engine {
+            interface,
+            sockets,
+            handle,
+            path,
+            last: LastSent::default(),
+            carried: 0,
+            varied: false,
+        }
     }
 }
 
@@ -206,7 +225,11 @@ impl Engine {
     pub fn connect(&mut self, ends: emit::Ends) -> Result<(), ConnectError> {
         self.prepare();
         let socket = self.sockets.get_mut::<Socket<'static>>(self.handle);
-        socket.connect(self.interface.context(), endpoint(ends.dst), endpoint(ends.src))
+        socket.connect(
+            self.interface.context(),
+            endpoint(ends.dst),
+            endpoint(ends.src),
+        )
     }
 
     /// Takes one segment of this connection from the guest; `packet` is its whole IP packet.
@@ -224,7 +247,10 @@ impl Engine {
 
     fn only_fin_outstanding(&mut self) -> bool {
         let socket = self.socket();
-        matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck) && socket.send_queue() == 0
+        matches!(
+            socket.state(),
+            State::FinWait1 | State::Closing | State::LastAck
+        ) && socket.send_queue() == 0
     }
 
     /// Keeps three repetitions of an acknowledgement from being taken for a loss while nothing but
@@ -233,23 +259,42 @@ impl Engine {
     /// window itself no longer matters, since no data is left to send.
     fn vary_window(&mut self, packet: &mut [u8]) {
         self.varied = !self.varied;
-        let header_len = if packet[0] >> 4 == 6 { 40 } else { usize::from(packet[0] & 0xf) * 4 };
+        let header_len = if packet[0] >> 4 == 6 {
+            40
+        } else {
+            usize::from(packet[0] & 0xf) * 4
+        };
         if let Some(window) = packet.get_mut(header_len + 14..header_len + 16) {
             window.copy_from_slice(&if self.varied { [0, 1] } else { [0, 2] });
         }
     }
 
     fn ingress(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
-        let mut device = OnePacket { packet: Some(packet), bulk: false, tx, path: &self.path, last: &mut self.last };
-        self.interface.poll_ingress_single(now, &mut device, &mut self.sockets);
+        let mut device = OnePacket {
+            packet: Some(packet),
+            bulk: false,
+            tx,
+            path: &self.path,
+            last: &mut self.last,
+        };
+        self.interface
+            .poll_ingress_single(now, &mut device, &mut self.sockets);
     }
 
     /// Sends what is due, until nothing is or the batch is full; true when the batch stopped it.
     /// `bulk` off lets a last segment (a RST) into the reserve for control frames.
     pub fn egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {
         loop {
-            let mut device = OnePacket { packet: None, bulk, tx, path: &self.path, last: &mut self.last };
-            let sent = self.interface.poll_egress(now, &mut device, &mut self.sockets);
+            let mut device = OnePacket {
+                packet: None,
+                bulk,
+                tx,
+                path: &self.path,
+                last: &mut self.last,
+            };
+            let sent = self
+                .interface
+                .poll_egress(now, &mut device, &mut self.sockets);
             if matches!(sent, PollResult::None) {
                 return !tx.has_room();
             }
@@ -350,13 +395,23 @@ impl Device for OnePacket<'_> {
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Transmit<'_>)> {
         let packet = self.packet.take()?;
         // An answer to a segment is short and may use the reserve, so no room is asked for.
-        let token = Transmit { tx: self.tx, path: self.path, last: self.last, segment: None };
+        let token = Transmit {
+            tx: self.tx,
+            path: self.path,
+            last: self.last,
+            segment: None,
+        };
         Some((Received(packet), token))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Transmit<'_>> {
         let room = !self.bulk || self.tx.has_room();
-        room.then_some(Transmit { tx: self.tx, path: self.path, last: self.last, segment: None })
+        room.then_some(Transmit {
+            tx: self.tx,
+            path: self.path,
+            last: self.last,
+            segment: None,
+        })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -381,7 +436,12 @@ struct Transmit<'a> {
 
 impl TxToken for Transmit<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let Self { tx, path, last, segment } = self;
+        let Self {
+            tx,
+            path,
+            last,
+            segment,
+        } = self;
         let mut write = Some(f);
         let mut result = None;
         tx.push(path.wire.link, ETHERNET_HEADER + len, |frame| {
@@ -406,7 +466,10 @@ impl TxToken for Transmit<'_> {
 }
 
 /// `write` was taken only where `result` was set.
-#[expect(clippy::panic, reason = "both arms above cover every state that `push` can leave")]
+#[expect(
+    clippy::panic,
+    reason = "both arms above cover every state that `push` can leave"
+)]
 fn unreachable_write() -> ! {
     panic!("a transmit closure ran without a result")
 }
@@ -423,7 +486,11 @@ fn finish(
     let header_len = if ipv6 { 40 } else { 20 };
     let tcp = &packet[header_len..];
     let word = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
-    *last = LastSent { seq: word(4), ack: word(8), window: u16::from_be_bytes([tcp[14], tcp[15]]) };
+    *last = LastSent {
+        seq: word(4),
+        ack: word(8),
+        window: u16::from_be_bytes([tcp[14], tcp[15]]),
+    };
     let tcp_header = usize::from(tcp[12] >> 4) * 4;
     let start = ETHERNET_HEADER + header_len;
     let length = u16::try_from(tcp.len()).unwrap_or(u16::MAX);
@@ -435,13 +502,27 @@ fn finish(
     }
     let header = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
     Offload {
-        checksum: Some(PartialChecksum { start: header(start), offset: CHECKSUM_FIELD }),
-        segment: segment.map(|size| TcpSegmentation { ipv6, size, header_len: header(start + tcp_header) }),
+        checksum: Some(PartialChecksum {
+            start: header(start),
+            offset: CHECKSUM_FIELD,
+        }),
+        segment: segment.map(|size| TcpSegmentation {
+            ipv6,
+            size,
+            header_len: header(start + tcp_header),
+        }),
     }
 }
 
 fn pseudo_header(packet: &[u8], ipv6: bool, length: u16) -> Sum {
     // The addresses stand next to each other in both headers, so their order does not matter.
-    let addresses = if ipv6 { &packet[8..40] } else { &packet[12..20] };
-    Sum::default().bytes(addresses).word(u16::from(PROTOCOL_TCP)).word(length)
+    let addresses = if ipv6 {
+        &packet[8..40]
+    } else {
+        &packet[12..20]
+    };
+    Sum::default()
+        .bytes(addresses)
+        .word(u16::from(PROTOCOL_TCP))
+        .word(length)
 }

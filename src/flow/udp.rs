@@ -30,7 +30,13 @@ impl<S> UdpFlow<S> {
     /// A flow that begins with a datagram to `to`.
     #[must_use]
     pub fn new(socket: S, guest: SocketAddr, wire: Wire) -> Self {
-        Self { socket, guest, wire, replied: false, only_dns: true }
+        Self {
+            socket,
+            guest,
+            wire,
+            replied: false,
+            only_dns: true,
+        }
     }
 
     /// Notes a datagram to `to`; returns the new deadline.
@@ -80,7 +86,11 @@ mod tests {
 
     #[test]
     fn idle_time_follows_use() {
-        let wire = Wire { link: LinkId(0), src: Mac([0; 6]), dst: Mac([0; 6]) };
+        let wire = Wire {
+            link: LinkId(0),
+            src: Mac([0; 6]),
+            dst: Mac([0; 6]),
+        };
         let mut flow = UdpFlow::new((), "10.0.2.100:9".parse().unwrap(), wire);
         let now = Instant::from_secs(0);
         assert_eq!(flow.sent(now, "192.0.2.1:53".parse().unwrap()).secs(), 10);

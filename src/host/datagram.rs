@@ -9,7 +9,8 @@ use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, recvmsg, setsockopt, sockopt,
+    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, recvmsg, setsockopt,
+    sockopt,
 };
 use socket2::Socket;
 
@@ -48,7 +49,10 @@ impl KernelUdp {
     /// # Errors
     /// What `getsockname(2)` reports.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::InvalidData.into())
+        self.socket
+            .local_addr()?
+            .as_socket()
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
 
@@ -59,9 +63,16 @@ impl AsFd for KernelUdp {
 }
 
 impl UdpSocket for KernelUdp {
-    fn send_to(&mut self, to: SocketAddr, payload: &[u8], segment: Option<NonZeroU16>) -> io::Result<()> {
+    fn send_to(
+        &mut self,
+        to: SocketAddr,
+        payload: &[u8],
+        segment: Option<NonZeroU16>,
+    ) -> io::Result<()> {
         let to = to.into();
-        let step = segment.map_or(payload.len(), |segment| usize::from(segment.get())).max(1);
+        let step = segment
+            .map_or(payload.len(), |segment| usize::from(segment.get()))
+            .max(1);
         if payload.is_empty() {
             return self.socket.send_to(payload, &to).map(drop);
         }
@@ -69,7 +80,10 @@ impl UdpSocket for KernelUdp {
             let sent = self.socket.send_to(datagram, &to);
             // An error that an earlier datagram earned is reported by the next call once; the
             // error queue still has it, and this datagram deserves its own attempt.
-            if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            if sent
+                .as_ref()
+                .is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
+            {
                 self.socket.send_to(datagram, &to)?;
             } else {
                 sent?;
@@ -95,10 +109,17 @@ impl UdpSocket for KernelUdp {
 fn receive(socket: &Socket, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
     let fd = socket.as_raw_fd();
     let mut vector = [IoSliceMut::new(bytes)];
-    let message = recvmsg::<nix::sys::socket::SockaddrStorage>(fd, &mut vector, None, MsgFlags::empty())?;
+    let message =
+        recvmsg::<nix::sys::socket::SockaddrStorage>(fd, &mut vector, None, MsgFlags::empty())?;
     let sender = message.address.and_then(|address| {
-        let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((Ipv4Addr::from(a.ip()), a.port())));
-        v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::from((Ipv6Addr::from(a.ip()), a.port()))))
+        let v4 = address
+            .as_sockaddr_in()
+            .map(|a| SocketAddr::from((a.ip(), a.port())));
+        v4.or_else(|| {
+            address
+                .as_sockaddr_in6()
+                .map(|a| SocketAddr::from((a.ip(), a.port())))
+        })
     });
     let sender = sender.ok_or(io::ErrorKind::InvalidData)?;
     Ok((message.bytes, sender))
@@ -106,19 +127,36 @@ fn receive(socket: &Socket, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)>
 
 /// Takes the next entry off a socket's error queue; entries that say nothing about the network
 /// are passed over.
-fn queued_error<A: SockaddrLike + Into<Destination>>(socket: &Socket, bytes: &mut [u8]) -> Option<QueuedError> {
+fn queued_error<A: SockaddrLike + Into<Destination>>(
+    socket: &Socket,
+    bytes: &mut [u8],
+) -> Option<QueuedError> {
     loop {
         let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
         let mut vector = [IoSliceMut::new(bytes)];
-        let message =
-            recvmsg::<A>(socket.as_raw_fd(), &mut vector, Some(&mut control), MsgFlags::MSG_ERRQUEUE).ok()?;
+        let message = recvmsg::<A>(
+            socket.as_raw_fd(),
+            &mut vector,
+            Some(&mut control),
+            MsgFlags::MSG_ERRQUEUE,
+        )
+        .ok()?;
         let quoted = message.bytes;
-        let reported = message.cmsgs().ok().and_then(|mut all| all.find_map(|m| reported(&m)));
+        let reported = message
+            .cmsgs()
+            .ok()
+            .and_then(|mut all| all.find_map(|m| reported(&m)));
         let destination: Option<Destination> = message.address.map(Into::into);
-        let (Some((error, reporter)), Some(Destination(destination))) = (reported, destination) else {
+        let (Some((error, reporter)), Some(Destination(destination))) = (reported, destination)
+        else {
             continue;
         };
-        return Some(QueuedError { error, reporter, destination, quoted });
+        return Some(QueuedError {
+            error,
+            reporter,
+            destination,
+            quoted,
+        });
     }
 }
 
@@ -138,16 +176,22 @@ impl From<SockaddrIn6> for Destination {
 }
 
 /// The ICMP error in a control message, and who reported it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of nix's forty kinds of message two are asked for"
+)]
 fn reported(message: &ControlMessageOwned) -> Option<(IcmpError, Option<IpAddr>)> {
     match message {
         ControlMessageOwned::Ipv4RecvErr(err, offender) => {
-            let reporter = offender.map(|addr| Ipv4Addr::from(u32::from_be(addr.sin_addr.s_addr)).into());
+            let reporter =
+                offender.map(|addr| Ipv4Addr::from(u32::from_be(addr.sin_addr.s_addr)).into());
             extended_error(err).map(|error| (error, reporter))
         }
         ControlMessageOwned::Ipv6RecvErr(err, offender) => {
             let reporter = offender.map(|addr| Ipv6Addr::from(addr.sin6_addr.s6_addr).into());
             extended_error(err).map(|error| (error, reporter))
         }
+        // Nothing else was asked for.
         _ => None,
     }
 }
@@ -157,10 +201,16 @@ fn extended_error(err: &libc::sock_extended_err) -> Option<IcmpError> {
     match err.ee_origin {
         libc::SO_EE_ORIGIN_ICMP => {
             // The second word of the ICMP header is the MTU for "fragmentation needed", else unused.
-            Some(IcmpError::Raw(err.ee_type, err.ee_code, err.ee_info & 0xffff))
+            Some(IcmpError::Raw(
+                err.ee_type,
+                err.ee_code,
+                err.ee_info & 0xffff,
+            ))
         }
         libc::SO_EE_ORIGIN_LOCAL => match i32::try_from(err.ee_errno).unwrap_or(0) {
-            libc::EMSGSIZE => Some(IcmpError::FragmentationNeeded(u16::try_from(err.ee_info).unwrap_or(u16::MAX))),
+            libc::EMSGSIZE => Some(IcmpError::FragmentationNeeded(
+                u16::try_from(err.ee_info).unwrap_or(u16::MAX),
+            )),
             libc::EHOSTUNREACH => Some(IcmpError::HostUnreachable),
             libc::ENETUNREACH => Some(IcmpError::NetUnreachable),
             libc::EACCES | libc::EPERM => Some(IcmpError::AdministrativelyProhibited),
@@ -181,7 +231,11 @@ pub struct KernelEcho {
 
 impl KernelEcho {
     pub(super) fn new(socket: Socket, ipv6: bool) -> Self {
-        Self { socket, ipv6, scratch: Vec::new() }
+        Self {
+            socket,
+            ipv6,
+            scratch: Vec::new(),
+        }
     }
 }
 
@@ -199,14 +253,18 @@ impl EchoSocket for KernelEcho {
         self.scratch.extend([kind, 0, 0, 0, 0, 0]);
         self.scratch.extend(seq.to_be_bytes());
         self.scratch.extend(data);
-        self.socket.send_to(&self.scratch, &SocketAddr::new(to, 0).into()).map(drop)
+        self.socket
+            .send_to(&self.scratch, &SocketAddr::new(to, 0).into())
+            .map(drop)
     }
 
     fn recv_from(&mut self, data: &mut [u8]) -> io::Result<(IpAddr, u16, usize)> {
         self.scratch.resize(data.len() + ECHO_HEADER, 0);
         let (len, from) = receive(&self.socket, &mut self.scratch)?;
         let message = self.scratch.get(..len).ok_or(io::ErrorKind::InvalidData)?;
-        let (header, payload) = message.split_at_checked(ECHO_HEADER).ok_or(io::ErrorKind::InvalidData)?;
+        let (header, payload) = message
+            .split_at_checked(ECHO_HEADER)
+            .ok_or(io::ErrorKind::InvalidData)?;
         let seq = u16::from_be_bytes([header[6], header[7]]);
         data[..payload.len()].copy_from_slice(payload);
         Ok((from.ip(), seq, payload.len()))

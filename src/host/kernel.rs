@@ -71,7 +71,10 @@ impl KernelHost {
     /// # Errors
     /// When the runtime goes away.
     pub async fn readable(&self) -> io::Result<()> {
-        self.poller.readable().await.map(|mut guard| guard.retain_ready())
+        self.poller
+            .readable()
+            .await
+            .map(|mut guard| guard.retain_ready())
     }
 
     /// Fills `events` with what became ready, up to a turn's budget; true when there may be more.
@@ -86,7 +89,11 @@ impl KernelHost {
             taken = poller.take(buffer)?;
             // Fewer than fit means that the ready list is empty now: tell tokio to wait for the
             // next edge, which saves the call that would find nothing.
-            if taken < buffer.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            if taken < buffer.len() {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
         });
         let more = match polled {
             Ok(()) => true,
@@ -129,7 +136,11 @@ impl KernelHost {
     }
 }
 
-fn nonblocking(domain: Domain, kind: Type, protocol: Option<socket2::Protocol>) -> io::Result<Socket> {
+fn nonblocking(
+    domain: Domain,
+    kind: Type,
+    protocol: Option<socket2::Protocol>,
+) -> io::Result<Socket> {
     Socket::new_raw(domain, kind.nonblocking().cloexec(), protocol)
 }
 
@@ -183,10 +194,22 @@ impl Host for KernelHost {
     }
 
     fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<KernelUdp> {
-        let unspecified = |ipv6| if ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+        let unspecified = |ipv6| {
+            if ipv6 {
+                IpAddr::from(Ipv6Addr::UNSPECIFIED)
+            } else {
+                Ipv4Addr::UNSPECIFIED.into()
+            }
+        };
         let (DatagramRole::Connected(addr) | DatagramRole::Published(addr)) = role else {
-            let DatagramRole::Outbound { ipv6 } = role else { return Err(io::ErrorKind::InvalidInput.into()) };
-            let socket = nonblocking(if ipv6 { Domain::IPV6 } else { Domain::IPV4 }, Type::DGRAM, None)?;
+            let DatagramRole::Outbound { ipv6 } = role else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
+            let socket = nonblocking(
+                if ipv6 { Domain::IPV6 } else { Domain::IPV4 },
+                Type::DGRAM,
+                None,
+            )?;
             match &self.outbound {
                 Some(_) => self.bind_outbound(&socket, unspecified(ipv6))?,
                 None => socket.bind(&SocketAddr::new(unspecified(ipv6), 0).into())?,
@@ -214,7 +237,11 @@ impl Host for KernelHost {
             (Domain::IPV4, socket2::Protocol::ICMPV4)
         };
         let socket = nonblocking(domain, Type::DGRAM, Some(protocol))?;
-        let any = if ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+        let any = if ipv6 {
+            IpAddr::from(Ipv6Addr::UNSPECIFIED)
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
         self.bind_outbound(&socket, any)?;
         let socket = KernelEcho::new(socket, ipv6);
         self.watch(socket.as_fd(), token)?;

@@ -149,7 +149,12 @@ pub trait UdpSocket {
     ///
     /// # Errors
     /// What `sendto(2)` reports; each concerns these datagrams only.
-    fn send_to(&mut self, to: SocketAddr, payload: &[u8], segment: Option<NonZeroU16>) -> io::Result<()>;
+    fn send_to(
+        &mut self,
+        to: SocketAddr,
+        payload: &[u8],
+        segment: Option<NonZeroU16>,
+    ) -> io::Result<()>;
 
     /// Receives one datagram: its length and sender.
     ///

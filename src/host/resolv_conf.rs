@@ -44,7 +44,11 @@ pub fn parse(text: &str) -> ResolvConf {
             }
             // The last of these lines counts (resolv.conf(5)).
             Some("search" | "domain") => {
-                conf.search = words.take_while(|word| !word.starts_with(['#', ';'])).take(MAX_SEARCH).map(Into::into).collect();
+                conf.search = words
+                    .take_while(|word| !word.starts_with(['#', ';']))
+                    .take(MAX_SEARCH)
+                    .map(Into::into)
+                    .collect();
             }
             _ => {}
         }
@@ -92,7 +96,11 @@ impl Source {
     /// A source for the file at `path`, which need not exist yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        let mut source = Self { path: path.into(), seen: None, conf: ResolvConf::default() };
+        let mut source = Self {
+            path: path.into(),
+            seen: None,
+            conf: ResolvConf::default(),
+        };
         source.refresh();
         source
     }
@@ -106,12 +114,15 @@ impl Source {
     }
 
     fn refresh(&mut self) {
-        let found = std::fs::metadata(&self.path).ok().map(|meta| Fingerprint::of(&meta));
+        let found = std::fs::metadata(&self.path)
+            .ok()
+            .map(|meta| Fingerprint::of(&meta));
         if found.is_some() && found == self.seen {
             return;
         }
         let mut text = Vec::new();
-        let read = File::open(&self.path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
+        let read =
+            File::open(&self.path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
         match read {
             Ok(_) => {
                 self.seen = found;
@@ -121,10 +132,14 @@ impl Source {
                 self.seen = None;
                 self.conf = ResolvConf::default();
             }
-            Err(error) => tracing::debug!(path = %self.path.display(), %error, "resolv.conf unreadable"),
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "resolv.conf unreadable")
+            }
         }
         if self.conf.resolvers.is_empty() {
-            self.conf.resolvers.push(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DNS_PORT));
+            self.conf
+                .resolvers
+                .push(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DNS_PORT));
         }
     }
 }
@@ -136,8 +151,13 @@ mod tests {
 
     #[test]
     fn resolvers_and_search_list_in_order() {
-        let conf = parse("# c\nnameserver 192.0.2.1\nnameserver ::1 # x\nsearch a.example b.example\nnameserver nonsense\n");
-        assert_eq!(conf.resolvers, ["192.0.2.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()]);
+        let conf = parse(
+            "# c\nnameserver 192.0.2.1\nnameserver ::1 # x\nsearch a.example b.example\nnameserver nonsense\n",
+        );
+        assert_eq!(
+            conf.resolvers,
+            ["192.0.2.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
+        );
         assert_eq!(conf.search, ["a.example", "b.example"]);
     }
 
@@ -150,18 +170,31 @@ mod tests {
     #[test]
     fn a_source_follows_replacement_and_symlinks() {
         let dir = tempfile::tempdir().unwrap();
-        let (link, one, two) = (dir.path().join("conf"), dir.path().join("one"), dir.path().join("two"));
+        let (link, one, two) = (
+            dir.path().join("conf"),
+            dir.path().join("one"),
+            dir.path().join("two"),
+        );
         std::fs::write(&one, "nameserver 192.0.2.1\n").unwrap();
         std::fs::write(&two, "nameserver 192.0.2.2\n").unwrap();
         std::os::unix::fs::symlink(&one, &link).unwrap();
         let mut source = Source::new(&link);
-        assert_eq!(source.current().resolvers, ["192.0.2.1:53".parse().unwrap()]);
+        assert_eq!(
+            source.current().resolvers,
+            ["192.0.2.1:53".parse().unwrap()]
+        );
         let new = dir.path().join("new");
         std::os::unix::fs::symlink(&two, &new).unwrap();
         std::fs::rename(&new, &link).unwrap();
-        assert_eq!(source.current().resolvers, ["192.0.2.2:53".parse().unwrap()]);
+        assert_eq!(
+            source.current().resolvers,
+            ["192.0.2.2:53".parse().unwrap()]
+        );
         std::fs::remove_file(&two).unwrap();
-        assert_eq!(source.current().resolvers, ["127.0.0.1:53".parse().unwrap()]);
+        assert_eq!(
+            source.current().resolvers,
+            ["127.0.0.1:53".parse().unwrap()]
+        );
     }
 
     proptest! {

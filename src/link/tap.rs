@@ -4,8 +4,8 @@
 //! write moves one frame, of up to 64 KiB where the kernel grants segmentation offload. Every offload
 //! is asked for by itself: a kernel that refuses one costs speed, never correctness.
 
-use std::io::{self, ErrorKind, Read, Write};
 use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use tokio::io::Interest;
@@ -27,13 +27,20 @@ pub struct Granted {
 }
 
 impl Granted {
-    const NONE: Self = Self { vnet_header: false, offloads: 0 };
+    const NONE: Self = Self {
+        vnet_header: false,
+        offloads: 0,
+    };
 
     /// What may be left to the kernel in frames that leave. With a vnet header a tap completes
     /// checksums and segments in any case: the offloads are about what *we* can take.
     #[must_use]
     pub const fn transmit(self) -> TxCapabilities {
-        TxCapabilities { checksum: self.vnet_header, tso4: self.vnet_header, tso6: self.vnet_header }
+        TxCapabilities {
+            checksum: self.vnet_header,
+            tso4: self.vnet_header,
+            tso6: self.vnet_header,
+        }
     }
 }
 
@@ -57,7 +64,13 @@ impl TapLink {
         let mac = Mac(tap::hardware_address(tap.as_fd())?);
         let device = watch(File::from(tap))?;
         tracing::debug!(?granted, %mac, "tap ready");
-        Ok(Self { id, device, granted, mac, lost: 0 })
+        Ok(Self {
+            id,
+            device,
+            granted,
+            mac,
+            lost: 0,
+        })
     }
 
     /// What the kernel granted.
@@ -81,17 +94,30 @@ fn negotiate(tap: &OwnedFd) -> io::Result<Granted> {
     tap::set_vnet_header_len(tap.as_fd(), vnet::LEN)?;
     let mut offloads = 0;
     // USO is taken only for both families at once.
-    for asked in [offload::CSUM, offload::TSO4, offload::TSO6, offload::USO4 | offload::USO6] {
+    for asked in [
+        offload::CSUM,
+        offload::TSO4,
+        offload::TSO6,
+        offload::USO4 | offload::USO6,
+    ] {
         if tap::set_offload(tap.as_fd(), offloads | asked).is_ok() {
             offloads |= asked;
         }
     }
     tap::set_offload(tap.as_fd(), offloads)?;
-    Ok(Granted { vnet_header: true, offloads })
+    Ok(Granted {
+        vnet_header: true,
+        offloads,
+    })
 }
 
 /// Reads one frame into `spare`; its bytes and what the header says.
-fn read_frame(mut device: &File, spare: &mut [u8], id: LinkId, granted: Granted) -> io::Result<(std::ops::Range<usize>, RxMeta)> {
+fn read_frame(
+    mut device: &File,
+    spare: &mut [u8],
+    id: LinkId,
+    granted: Granted,
+) -> io::Result<(std::ops::Range<usize>, RxMeta)> {
     let len = device.read(spare)?;
     if len == 0 {
         return Err(ErrorKind::UnexpectedEof.into());
@@ -107,18 +133,24 @@ fn read_frame(mut device: &File, spare: &mut [u8], id: LinkId, granted: Granted)
 
 /// The interface is gone, not just down or short of memory.
 fn is_fatal(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF)) || error.kind() == ErrorKind::UnexpectedEof
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF))
+        || error.kind() == ErrorKind::UnexpectedEof
 }
 
 impl Link for TapLink {
     async fn readable(&self) -> io::Result<()> {
-        self.device.readable().await.map(|mut guard| guard.retain_ready())
+        self.device
+            .readable()
+            .await
+            .map(|mut guard| guard.retain_ready())
     }
 
     fn receive(&mut self, batch: &mut RxBatch) -> io::Result<bool> {
         while let Some(spare) = batch.spare() {
             let (id, granted) = (self.id, self.granted);
-            let read = self.device.try_io(Interest::READABLE, |device| read_frame(device, spare, id, granted));
+            let read = self.device.try_io(Interest::READABLE, |device| {
+                read_frame(device, spare, id, granted)
+            });
             match read {
                 Ok((bytes, meta)) => batch.push(bytes, meta),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -165,6 +197,13 @@ mod tests {
     #[test]
     fn a_tap_without_header_leaves_everything_to_us() {
         assert_eq!(Granted::NONE.transmit(), TxCapabilities::default());
-        assert!(Granted { vnet_header: true, offloads: 0 }.transmit().tso4);
+        assert!(
+            Granted {
+                vnet_header: true,
+                offloads: 0
+            }
+            .transmit()
+            .tso4
+        );
     }
 }

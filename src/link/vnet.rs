@@ -23,8 +23,16 @@ const GSO_ECN: u8 = 0x80;
 #[must_use]
 pub fn decode(link: LinkId, header: [u8; LEN]) -> RxMeta {
     let size = NonZeroU16::new(u16::from_ne_bytes([header[4], header[5]]));
-    let udp_segment = if header[1] & !GSO_ECN == GSO_UDP_L4 { size } else { None };
-    RxMeta { link, checksum_verified: header[0] & (NEEDS_CSUM | DATA_VALID) != 0, udp_segment }
+    let udp_segment = if header[1] & !GSO_ECN == GSO_UDP_L4 {
+        size
+    } else {
+        None
+    };
+    RxMeta {
+        link,
+        checksum_verified: header[0] & (NEEDS_CSUM | DATA_VALID) != 0,
+        udp_segment,
+    }
 }
 
 /// The header of a frame to be sent.
@@ -54,8 +62,15 @@ mod tests {
     #[test]
     fn a_segmented_frame_says_all_that_the_kernel_needs() {
         let header = encode(Offload {
-            checksum: Some(PartialChecksum { start: 34, offset: 16 }),
-            segment: NonZeroU16::new(1448).map(|size| TcpSegmentation { ipv6: false, size, header_len: 54 }),
+            checksum: Some(PartialChecksum {
+                start: 34,
+                offset: 16,
+            }),
+            segment: NonZeroU16::new(1448).map(|size| TcpSegmentation {
+                ipv6: false,
+                size,
+                header_len: 54,
+            }),
         });
         assert_eq!(header[..2], [NEEDS_CSUM, GSO_TCPV4]);
         assert_eq!(u16::from_ne_bytes([header[2], header[3]]), 54);

@@ -37,7 +37,9 @@ impl Sum {
     #[must_use]
     pub fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, length: u16) -> Self {
         let sum = match (src, dst) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => Self::default().bytes(&src.octets()).bytes(&dst.octets()),
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                Self::default().bytes(&src.octets()).bytes(&dst.octets())
+            }
             (src, dst) => {
                 let octets = |addr| match addr {
                     IpAddr::V4(addr) => std::net::Ipv4Addr::to_ipv6_mapped(&addr).octets(),
@@ -69,7 +71,9 @@ impl Sum {
 /// Completes a partial checksum in place: sums from `start` to the end, stores at `start + offset`.
 /// Out-of-range positions are left alone.
 pub fn complete(frame: &mut [u8], start: usize, offset: usize) {
-    let Some(summed) = frame.get(start..) else { return };
+    let Some(summed) = frame.get(start..) else {
+        return;
+    };
     let checksum = match Sum::default().bytes(summed).finish() {
         // Zero means "none" in UDP; its other representation is valid everywhere (RFC 768).
         0 => 0xffff_u16,
@@ -88,7 +92,10 @@ mod tests {
     fn naive(bytes: &[u8]) -> u16 {
         let mut sum = 0_u32;
         for pair in bytes.chunks(2) {
-            sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+            sum += u32::from(u16::from_be_bytes([
+                pair[0],
+                pair.get(1).copied().unwrap_or(0),
+            ]));
             sum = (sum & 0xffff) + (sum >> 16);
         }
         !u16::try_from(sum).unwrap()

@@ -33,7 +33,10 @@ impl Ends {
     /// The same pair seen from the other side.
     #[must_use]
     pub const fn reversed(self) -> Self {
-        Self { src: self.dst, dst: self.src }
+        Self {
+            src: self.dst,
+            dst: self.src,
+        }
     }
 }
 
@@ -142,7 +145,13 @@ fn ipv4_pair(src: IpAddr, dst: IpAddr) -> Option<(Ipv4Addr, Ipv4Addr)> {
 }
 
 /// Sends an ARP reply or request from `wire.src`, who has `ours`, about `theirs`.
-pub fn arp(tx: &mut TxBatch, wire: Wire, is_request: bool, ours: Ipv4Addr, theirs: Ipv4Addr) -> bool {
+pub fn arp(
+    tx: &mut TxBatch,
+    wire: Wire,
+    is_request: bool,
+    ours: Ipv4Addr,
+    theirs: Ipv4Addr,
+) -> bool {
     tx.push(wire.link, ETHERNET_HEADER + ARP_LEN, |frame| {
         let packet = ethernet(frame, wire, 0x0806);
         packet[..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, if is_request { 1 } else { 2 }]);
@@ -170,13 +179,29 @@ fn fill_icmp(packet: &mut [u8], kind: u8, code: u8, word: u32, data: &[u8]) {
 }
 
 /// Sends an ICMP echo reply; fragmented where `mtu` demands it.
-pub fn echo_reply(tx: &mut TxBatch, wire: Wire, mtu: u16, reply: EchoReply<'_>, id: DatagramId) -> bool {
-    let Some((src, dst)) = ipv4_pair(reply.src, reply.dst) else { return false };
-    let fields = Ipv4Fields { src, dst, protocol: PROTOCOL_ICMP, id: id.0, fragment: 0 };
+pub fn echo_reply(
+    tx: &mut TxBatch,
+    wire: Wire,
+    mtu: u16,
+    reply: EchoReply<'_>,
+    id: DatagramId,
+) -> bool {
+    let Some((src, dst)) = ipv4_pair(reply.src, reply.dst) else {
+        return false;
+    };
+    let fields = Ipv4Fields {
+        src,
+        dst,
+        protocol: PROTOCOL_ICMP,
+        id: id.0,
+        fragment: 0,
+    };
     let word = u32::from(reply.ident) << 16 | u32::from(reply.seq);
     let len = ICMP_HEADER + reply.data.len();
     if IPV4_HEADER + len <= usize::from(mtu) {
-        return push_ipv4(tx, wire, fields, len, |packet| fill_icmp(packet, 0, 0, word, reply.data));
+        return push_ipv4(tx, wire, fields, len, |packet| {
+            fill_icmp(packet, 0, 0, word, reply.data)
+        });
     }
     let mut header = [0; ICMP_HEADER];
     fill_icmp(&mut header, 0, 0, word, &[]);
@@ -203,13 +228,29 @@ pub struct EchoReply<'a> {
 
 /// Sends an ICMP error from `from` about `original`, the bytes of an IP packet that the guest
 /// sent. At most 576 bytes, as much of the original as fits (RFC 1812 4.3.2.3).
-pub fn icmp_error(tx: &mut TxBatch, wire: Wire, from: IpAddr, error: IcmpError, original: &[u8]) -> bool {
-    let Some(source) = original.get(12..16) else { return false };
+pub fn icmp_error(
+    tx: &mut TxBatch,
+    wire: Wire,
+    from: IpAddr,
+    error: IcmpError,
+    original: &[u8],
+) -> bool {
+    let Some(source) = original.get(12..16) else {
+        return false;
+    };
     let guest = Ipv4Addr::new(source[0], source[1], source[2], source[3]);
     let IpAddr::V4(from) = from else { return false };
-    let quoted = &original[..original.len().min(MAX_ICMP_ERROR - IPV4_HEADER - ICMP_HEADER)];
+    let quoted = &original[..original
+        .len()
+        .min(MAX_ICMP_ERROR - IPV4_HEADER - ICMP_HEADER)];
     let (kind, code, word) = error.fields();
-    let fields = Ipv4Fields { src: from, dst: guest, protocol: PROTOCOL_ICMP, id: 0, fragment: 0 };
+    let fields = Ipv4Fields {
+        src: from,
+        dst: guest,
+        protocol: PROTOCOL_ICMP,
+        id: 0,
+        fragment: 0,
+    };
     push_ipv4(tx, wire, fields, ICMP_HEADER + quoted.len(), |packet| {
         fill_icmp(packet, kind, code, word, quoted);
     })
@@ -231,15 +272,34 @@ fn udp_header(ends: Ends, payload: &[u8]) -> Option<[u8; UDP_HEADER]> {
     Some(header)
 }
 
+/// A UDP datagram to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Datagram<'a> {
+    /// Both ends.
+    pub ends: Ends,
+    /// Identification, should it be fragmented.
+    pub id: DatagramId,
+    /// Payload.
+    pub payload: &'a [u8],
+}
+
 /// Sends a UDP datagram, in fragments where it is above `mtu`. False when it does not fit the
 /// batch (a part of its fragments may have been sent) or the addresses are of two families.
-pub fn udp(tx: &mut TxBatch, wire: Wire, mtu: u16, ends: Ends, id: DatagramId, payload: &[u8]) -> bool {
-    let (Some((src, dst)), Some(header)) =
-        (ipv4_pair(ends.src.ip(), ends.dst.ip()), udp_header(ends, payload))
-    else {
+pub fn udp(tx: &mut TxBatch, wire: Wire, mtu: u16, datagram: Datagram<'_>) -> bool {
+    let Datagram { ends, id, payload } = datagram;
+    let (Some((src, dst)), Some(header)) = (
+        ipv4_pair(ends.src.ip(), ends.dst.ip()),
+        udp_header(ends, payload),
+    ) else {
         return false;
     };
-    let fields = Ipv4Fields { src, dst, protocol: PROTOCOL_UDP, id: id.0, fragment: 0 };
+    let fields = Ipv4Fields {
+        src,
+        dst,
+        protocol: PROTOCOL_UDP,
+        id: id.0,
+        fragment: 0,
+    };
     let len = UDP_HEADER + payload.len();
     if IPV4_HEADER + len <= usize::from(mtu) {
         return push_ipv4(tx, wire, fields, len, |packet| {
@@ -252,16 +312,29 @@ pub fn udp(tx: &mut TxBatch, wire: Wire, mtu: u16, ends: Ends, id: DatagramId, p
 }
 
 /// Cuts `parts`, taken as one, into fragments of at most `mtu` bytes (RFC 791 3.2).
-fn push_fragments(tx: &mut TxBatch, wire: Wire, mtu: u16, fields: Ipv4Fields, parts: [&[u8]; 2]) -> bool {
+fn push_fragments(
+    tx: &mut TxBatch,
+    wire: Wire,
+    mtu: u16,
+    fields: Ipv4Fields,
+    parts: [&[u8]; 2],
+) -> bool {
     let total = parts[0].len() + parts[1].len();
     let step = (usize::from(mtu) - IPV4_HEADER) & !7;
     let mut offset = 0;
     while offset < total {
         let len = step.min(total - offset);
         let more = if offset + len < total { 0x2000 } else { 0 };
-        let Ok(eighths) = u16::try_from(offset / 8) else { return false };
-        let fields = Ipv4Fields { fragment: more | eighths, ..fields };
-        let pushed = push_ipv4(tx, wire, fields, len, |packet| copy_range(packet, parts, offset));
+        let Ok(eighths) = u16::try_from(offset / 8) else {
+            return false;
+        };
+        let fields = Ipv4Fields {
+            fragment: more | eighths,
+            ..fields
+        };
+        let pushed = push_ipv4(tx, wire, fields, len, |packet| {
+            copy_range(packet, parts, offset)
+        });
         if !pushed {
             return false;
         }
@@ -299,9 +372,17 @@ pub struct BareSegment {
 /// Sends a TCP segment that belongs to no live flow: a RST, or the last ACK of a closed one.
 pub fn tcp_bare(tx: &mut TxBatch, wire: Wire, segment: BareSegment) -> bool {
     let ends = segment.ends;
-    let Some((src, dst)) = ipv4_pair(ends.src.ip(), ends.dst.ip()) else { return false };
+    let Some((src, dst)) = ipv4_pair(ends.src.ip(), ends.dst.ip()) else {
+        return false;
+    };
     // Don't-fragment, as every TCP segment of ours.
-    let fields = Ipv4Fields { src, dst, protocol: PROTOCOL_TCP, id: 0, fragment: 0x4000 };
+    let fields = Ipv4Fields {
+        src,
+        dst,
+        protocol: PROTOCOL_TCP,
+        id: 0,
+        fragment: 0x4000,
+    };
     push_ipv4(tx, wire, fields, TCP_HEADER, |packet| {
         packet[..2].copy_from_slice(&ends.src.port().to_be_bytes());
         packet[2..4].copy_from_slice(&ends.dst.port().to_be_bytes());
@@ -324,7 +405,16 @@ pub fn quoted_udp(ends: Ends, payload: &[u8]) -> Option<Vec<u8>> {
     let mut packet = vec![0; IPV4_HEADER];
     packet.extend(udp_header(ends, payload)?);
     packet.extend(payload);
-    ipv4_header(&mut packet, Ipv4Fields { src, dst, protocol: PROTOCOL_UDP, id: 0, fragment: 0 });
+    ipv4_header(
+        &mut packet,
+        Ipv4Fields {
+            src,
+            dst,
+            protocol: PROTOCOL_UDP,
+            id: 0,
+            fragment: 0,
+        },
+    );
     Some(packet)
 }
 
@@ -337,7 +427,16 @@ pub fn quoted_syn(ends: Ends, seq: u32) -> Option<Vec<u8>> {
     packet[22..24].copy_from_slice(&ends.dst.port().to_be_bytes());
     packet[24..28].copy_from_slice(&seq.to_be_bytes());
     packet[32..34].copy_from_slice(&[0x50, super::parse::tcp_flags::SYN]);
-    ipv4_header(&mut packet, Ipv4Fields { src, dst, protocol: PROTOCOL_TCP, id: 0, fragment: 0x4000 });
+    ipv4_header(
+        &mut packet,
+        Ipv4Fields {
+            src,
+            dst,
+            protocol: PROTOCOL_TCP,
+            id: 0,
+            fragment: 0x4000,
+        },
+    );
     Some(packet)
 }
 
@@ -350,11 +449,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn wire() -> Wire {
-        Wire { link: LinkId(3), src: Mac([2, 0, 0, 0, 0, 1]), dst: Mac([2, 0, 0, 0, 0, 2]) }
+        Wire {
+            link: LinkId(3),
+            src: Mac([2, 0, 0, 0, 0, 1]),
+            dst: Mac([2, 0, 0, 0, 0, 2]),
+        }
     }
 
     fn ends() -> Ends {
-        Ends { src: "192.0.2.1:53".parse().unwrap(), dst: "10.0.2.100:4000".parse().unwrap() }
+        Ends {
+            src: "192.0.2.1:53".parse().unwrap(),
+            dst: "10.0.2.100:4000".parse().unwrap(),
+        }
     }
 
     #[test]
@@ -368,11 +474,17 @@ mod tests {
         };
         assert!(arp_reply(&mut tx, wire(), request));
         let bytes = tx.frames().next().unwrap().bytes().to_vec();
-        let Packet::Arp(reply) = parse::frame(&bytes, RxMeta::plain(LinkId(3))).unwrap().packet else {
+        let Packet::Arp(reply) = parse::frame(&bytes, RxMeta::plain(LinkId(3)))
+            .unwrap()
+            .packet
+        else {
             panic!("ARP expected")
         };
         assert!(!reply.is_request);
-        assert_eq!((reply.sender, reply.target), (request.target, request.sender));
+        assert_eq!(
+            (reply.sender, reply.target),
+            (request.target, request.sender)
+        );
         assert_eq!(reply.sender_mac, wire().src);
     }
 
@@ -381,7 +493,13 @@ mod tests {
         let mut tx = TxBatch::new(4, 0);
         let original = quoted_udp(ends().reversed(), &[9; 1400]).unwrap();
         let gateway = "10.0.2.2".parse().unwrap();
-        assert!(icmp_error(&mut tx, wire(), gateway, IcmpError::FragmentationNeeded(1400), &original));
+        assert!(icmp_error(
+            &mut tx,
+            wire(),
+            gateway,
+            IcmpError::FragmentationNeeded(1400),
+            &original
+        ));
         let bytes = tx.frames().next().unwrap().bytes().to_vec();
         assert_eq!(bytes.len(), ETHERNET_HEADER + MAX_ICMP_ERROR);
         assert_eq!(bytes[34..36], [3, 4]);
@@ -392,13 +510,24 @@ mod tests {
     #[test]
     fn a_bare_segment_verifies() {
         let mut tx = TxBatch::new(4, 0);
-        let segment = BareSegment { ends: ends(), seq: 7, ack: 8, flags: 0x14, window: 0 };
+        let segment = BareSegment {
+            ends: ends(),
+            seq: 7,
+            ack: 8,
+            flags: 0x14,
+            window: 0,
+        };
         assert!(tcp_bare(&mut tx, wire(), segment));
         let bytes = tx.frames().next().unwrap().bytes().to_vec();
-        let Packet::Ip(ip) = parse::frame(&bytes, RxMeta::plain(LinkId(3))).unwrap().packet else {
+        let Packet::Ip(ip) = parse::frame(&bytes, RxMeta::plain(LinkId(3)))
+            .unwrap()
+            .packet
+        else {
             panic!("IP expected")
         };
-        let Transport::Tcp(tcp) = parse::transport(&ip).unwrap() else { panic!("TCP expected") };
+        let Transport::Tcp(tcp) = parse::transport(&ip).unwrap() else {
+            panic!("TCP expected")
+        };
         assert_eq!((tcp.seq, tcp.ack, tcp.flags), (7, 8, 0x14));
     }
 
@@ -408,7 +537,8 @@ mod tests {
         fn fragments_tile_the_datagram(len in 0_usize..9000, mtu in 576_u16..9000) {
             let payload: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
             let mut tx = TxBatch::new(64, 64 * 1024);
-            prop_assert!(udp(&mut tx, wire(), mtu, ends(), DatagramId(77), &payload));
+            let datagram = Datagram { ends: ends(), id: DatagramId(77), payload: &payload };
+            prop_assert!(udp(&mut tx, wire(), mtu, datagram));
             let mut whole = Vec::new();
             let count = tx.len();
             for (i, frame) in tx.frames().enumerate() {

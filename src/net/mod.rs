@@ -104,7 +104,13 @@ mod tests {
         assert_eq!(mac.to_string(), "52:55:0a:00:02:02");
         assert!(mac.is_unicast());
         assert!(!Mac::BROADCAST.is_unicast());
-        for bad in ["", "52:55:0a:00:02", "52:55:0a:00:02:02:01", "52:55:0a:00:02:zz", "525:5:0a:0:2:2"] {
+        for bad in [
+            "",
+            "52:55:0a:00:02",
+            "52:55:0a:00:02:02:01",
+            "52:55:0a:00:02:zz",
+            "525:5:0a:0:2:2",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

@@ -63,6 +63,8 @@ pub struct Arp {
 /// An IP packet.
 #[derive(Debug, Clone, Copy)]
 pub struct Ip<'a> {
+    /// Link and Ethernet addresses of its frame.
+    pub wire: Wire,
     /// Source address.
     pub src: IpAddr,
     /// Destination address.
@@ -128,7 +130,8 @@ impl TcpSegment {
     /// The SYN flag alone: a connection request.
     #[must_use]
     pub const fn is_connect(&self) -> bool {
-        self.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN) == tcp_flags::SYN
+        self.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN)
+            == tcp_flags::SYN
     }
 
     /// Carries the given flag.
@@ -176,12 +179,18 @@ pub struct Echo<'a> {
 /// # Errors
 /// The reason for which the frame is dropped.
 pub fn frame(bytes: &[u8], meta: RxMeta) -> Result<Frame<'_>, DropReason> {
-    let (header, payload) = bytes.split_at_checked(ETHERNET_HEADER).ok_or(DropReason::Truncated)?;
+    let (header, payload) = bytes
+        .split_at_checked(ETHERNET_HEADER)
+        .ok_or(DropReason::Truncated)?;
     let mac = |at: usize| Mac([0, 1, 2, 3, 4, 5].map(|i: usize| header[at + i]));
-    let wire = Wire { link: meta.link, dst: mac(0), src: mac(6) };
+    let wire = Wire {
+        link: meta.link,
+        dst: mac(0),
+        src: mac(6),
+    };
     let packet = match u16::from_be_bytes([header[12], header[13]]) {
         ETHERTYPE_ARP => Packet::Arp(arp(payload)?),
-        ETHERTYPE_IPV4 => Packet::Ip(ipv4(payload, meta)?),
+        ETHERTYPE_IPV4 => Packet::Ip(ipv4(payload, meta, wire)?),
         ETHERTYPE_IPV6 => return Err(DropReason::Ipv6),
         _ => return Err(DropReason::EtherType),
     };
@@ -201,10 +210,15 @@ fn arp(bytes: &[u8]) -> Result<Arp, DropReason> {
     };
     let address = |at: usize| Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
     let sender_mac = Mac([8, 9, 10, 11, 12, 13].map(|at: usize| bytes[at]));
-    Ok(Arp { is_request, sender_mac, sender: address(14), target: address(24) })
+    Ok(Arp {
+        is_request,
+        sender_mac,
+        sender: address(14),
+        target: address(24),
+    })
 }
 
-fn ipv4(bytes: &[u8], meta: RxMeta) -> Result<Ip<'_>, DropReason> {
+fn ipv4(bytes: &[u8], meta: RxMeta, wire: Wire) -> Result<Ip<'_>, DropReason> {
     let packet = Ipv4Packet::new_checked(bytes).map_err(|_| DropReason::Truncated)?;
     let header_len = usize::from(packet.header_len());
     let total_len = usize::from(packet.total_len());
@@ -212,7 +226,9 @@ fn ipv4(bytes: &[u8], meta: RxMeta) -> Result<Ip<'_>, DropReason> {
         return Err(DropReason::Malformed);
     }
     let bytes = bytes.get(..total_len).ok_or(DropReason::Truncated)?;
-    let (header, payload) = bytes.split_at_checked(header_len).ok_or(DropReason::Truncated)?;
+    let (header, payload) = bytes
+        .split_at_checked(header_len)
+        .ok_or(DropReason::Truncated)?;
     if Sum::default().bytes(header).finish() != 0 {
         return Err(DropReason::Checksum);
     }
@@ -226,6 +242,7 @@ fn ipv4(bytes: &[u8], meta: RxMeta) -> Result<Ip<'_>, DropReason> {
         more: packet.more_frags(),
     });
     Ok(Ip {
+        wire,
         src: packet.src_addr().into(),
         dst: packet.dst_addr().into(),
         protocol: packet.next_header().into(),
@@ -257,7 +274,11 @@ fn verify(ip: &Ip<'_>) -> Result<(), DropReason> {
     }
     let length = u16::try_from(ip.payload.len()).map_err(|_| DropReason::Malformed)?;
     let sum = Sum::pseudo_header(ip.src, ip.dst, ip.protocol, length).bytes(ip.payload);
-    if sum.finish() == 0 { Ok(()) } else { Err(DropReason::Checksum) }
+    if sum.finish() == 0 {
+        Ok(())
+    } else {
+        Err(DropReason::Checksum)
+    }
 }
 
 fn tcp(ip: &Ip<'_>) -> Result<TcpSegment, DropReason> {
@@ -286,10 +307,14 @@ fn tcp(ip: &Ip<'_>) -> Result<TcpSegment, DropReason> {
 #[must_use]
 pub fn syn_options(segment: &[u8]) -> SynOptions {
     let mut found = SynOptions::default();
-    let Ok(packet) = TcpPacket::new_checked(segment) else { return found };
+    let Ok(packet) = TcpPacket::new_checked(segment) else {
+        return found;
+    };
     let mut rest = packet.options();
     while !rest.is_empty() {
-        let Ok((next, option)) = TcpOption::parse(rest) else { break };
+        let Ok((next, option)) = TcpOption::parse(rest) else {
+            break;
+        };
         match option {
             TcpOption::EndOfList => break,
             TcpOption::MaxSegmentSize(mss) => found.mss = Some(mss),
@@ -311,7 +336,10 @@ fn udp<'a>(ip: &Ip<'a>) -> Result<UdpDatagram<'a>, DropReason> {
     let datagram = ip.payload.get(..length).ok_or(DropReason::Truncated)?;
     // RFC 768: an all-zero checksum over IPv4 means that the sender made none.
     if packet.checksum() != 0 || ip.src.is_ipv6() {
-        verify(&Ip { payload: datagram, ..*ip })?;
+        verify(&Ip {
+            payload: datagram,
+            ..*ip
+        })?;
     }
     if packet.dst_port() == 0 {
         return Err(DropReason::Malformed);
@@ -319,12 +347,17 @@ fn udp<'a>(ip: &Ip<'a>) -> Result<UdpDatagram<'a>, DropReason> {
     Ok(UdpDatagram {
         src_port: packet.src_port(),
         dst_port: packet.dst_port(),
-        payload: datagram.get(super::UDP_HEADER..).ok_or(DropReason::Truncated)?,
+        payload: datagram
+            .get(super::UDP_HEADER..)
+            .ok_or(DropReason::Truncated)?,
     })
 }
 
 fn echo<'a>(ip: &Ip<'a>) -> Result<Echo<'a>, DropReason> {
-    let (header, data) = ip.payload.split_at_checked(8).ok_or(DropReason::Truncated)?;
+    let (header, data) = ip
+        .payload
+        .split_at_checked(8)
+        .ok_or(DropReason::Truncated)?;
     if Sum::default().bytes(ip.payload).finish() != 0 {
         return Err(DropReason::Checksum);
     }
@@ -332,7 +365,11 @@ fn echo<'a>(ip: &Ip<'a>) -> Result<Echo<'a>, DropReason> {
         return Err(DropReason::IcmpType);
     }
     let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    Ok(Echo { ident: word(4), seq: word(6), data })
+    Ok(Echo {
+        ident: word(4),
+        seq: word(6),
+        data,
+    })
 }
 
 #[cfg(test)]
@@ -345,7 +382,11 @@ mod tests {
     const META: RxMeta = RxMeta::plain(LinkId(0));
 
     fn wire() -> Wire {
-        Wire { link: LinkId(0), src: Mac([2, 0, 0, 0, 0, 1]), dst: Mac([2, 0, 0, 0, 0, 2]) }
+        Wire {
+            link: LinkId(0),
+            src: Mac([2, 0, 0, 0, 0, 1]),
+            dst: Mac([2, 0, 0, 0, 0, 2]),
+        }
     }
 
     /// A well-formed UDP frame, as the emitter writes it.
@@ -355,7 +396,12 @@ mod tests {
             src: "10.0.2.100:4000".parse().unwrap(),
             dst: "192.0.2.1:53".parse().unwrap(),
         };
-        assert!(emit::udp(&mut batch, wire(), 65_520, ends, emit::DatagramId(1), payload));
+        let datagram = emit::Datagram {
+            ends,
+            id: emit::DatagramId(1),
+            payload,
+        };
+        assert!(emit::udp(&mut batch, wire(), 65_520, datagram));
         batch.frames().next().unwrap().bytes().to_vec()
     }
 
@@ -363,10 +409,17 @@ mod tests {
     fn a_udp_frame_parses_to_its_fields() {
         let bytes = udp_frame(b"hello");
         let parsed = frame(&bytes, META).unwrap();
-        let Packet::Ip(ip) = parsed.packet else { panic!("IP expected") };
+        let Packet::Ip(ip) = parsed.packet else {
+            panic!("IP expected")
+        };
         assert_eq!(ip.dst, "192.0.2.1".parse::<IpAddr>().unwrap());
-        let Transport::Udp(udp) = transport(&ip).unwrap() else { panic!("UDP expected") };
-        assert_eq!((udp.src_port, udp.dst_port, udp.payload), (4000, 53, &b"hello"[..]));
+        let Transport::Udp(udp) = transport(&ip).unwrap() else {
+            panic!("UDP expected")
+        };
+        assert_eq!(
+            (udp.src_port, udp.dst_port, udp.payload),
+            (4000, 53, &b"hello"[..])
+        );
     }
 
     #[test]
@@ -376,8 +429,14 @@ mod tests {
             let short = &bytes[..len];
             let dropped = match frame(short, META) {
                 Err(_) => true,
-                Ok(Frame { packet: Packet::Ip(ip), .. }) => transport(&ip).is_err(),
-                Ok(Frame { packet: Packet::Arp(_), .. }) => false,
+                Ok(Frame {
+                    packet: Packet::Ip(ip),
+                    ..
+                }) => transport(&ip).is_err(),
+                Ok(Frame {
+                    packet: Packet::Arp(_),
+                    ..
+                }) => false,
             };
             assert!(dropped, "{len} bytes");
         }
@@ -387,9 +446,14 @@ mod tests {
     fn a_flipped_bit_fails_a_checksum_unless_the_link_vouches() {
         let mut bytes = udp_frame(b"hello");
         *bytes.last_mut().unwrap() ^= 1;
-        let Packet::Ip(ip) = frame(&bytes, META).unwrap().packet else { panic!("IP expected") };
+        let Packet::Ip(ip) = frame(&bytes, META).unwrap().packet else {
+            panic!("IP expected")
+        };
         assert_eq!(transport(&ip).unwrap_err(), DropReason::Checksum);
-        let vouched = Ip { checksum_verified: true, ..ip };
+        let vouched = Ip {
+            checksum_verified: true,
+            ..ip
+        };
         assert!(transport(&vouched).is_ok());
     }
 
@@ -410,11 +474,18 @@ mod tests {
         let mut bytes = vec![0xff; 12];
         bytes.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
         bytes.extend([0; 20]);
-        assert!(matches!(frame(&bytes, META).unwrap().packet, Packet::Arp(_)));
+        assert!(matches!(
+            frame(&bytes, META).unwrap().packet,
+            Packet::Arp(_)
+        ));
         for at in 14..20 {
             let mut other = bytes.clone();
             other[at] ^= 0x40;
-            assert_eq!(frame(&other, META).unwrap_err(), DropReason::Malformed, "byte {at}");
+            assert_eq!(
+                frame(&other, META).unwrap_err(),
+                DropReason::Malformed,
+                "byte {at}"
+            );
         }
     }
 

@@ -55,12 +55,16 @@ struct Namespaces {
 
 /// The user namespace is the one that we are in, which can't be entered again.
 fn is_ours(user: &OwnedFd) -> bool {
-    let (Ok(theirs), Ok(ours)) = (fstat(user), stat("/proc/self/ns/user")) else { return false };
+    let (Ok(theirs), Ok(ours)) = (fstat(user), stat("/proc/self/ns/user")) else {
+        return false;
+    };
     (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 }
 
 fn open(path: &Path) -> Result<OwnedFd, SetupError> {
-    File::open(path).map(OwnedFd::from).step(|| format!("opening the namespace {}", path.display()))
+    File::open(path)
+        .map(OwnedFd::from)
+        .step(|| format!("opening the namespace {}", path.display()))
 }
 
 impl Namespaces {
@@ -74,11 +78,16 @@ impl Namespaces {
                 Ok(owner) => Some(owner),
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
                 Err(error) => {
-                    return Err(error).step(|| format!("{} is no namespace", target.network().display()));
+                    return Err(error)
+                        .step(|| format!("{} is no namespace", target.network().display()));
                 }
             },
         };
-        Ok(Self { user, user_path, network })
+        Ok(Self {
+            user,
+            user_path,
+            network,
+        })
     }
 
     fn enter(&self) -> Result<(), SetupError> {
@@ -87,7 +96,10 @@ impl Namespaces {
                 return self.enter_network();
             }
             setns(user, CloneFlags::CLONE_NEWUSER).step(|| match &self.user_path {
-                Some(path) => format!("--userns {}: entering it (is it a user namespace, and yours?)", path.display()),
+                Some(path) => format!(
+                    "--userns {}: entering it (is it a user namespace, and yours?)",
+                    path.display()
+                ),
                 None => "entering the user namespace that owns the target's (is it yours?)".into(),
             })?;
         }
@@ -95,8 +107,9 @@ impl Namespaces {
     }
 
     fn enter_network(&self) -> Result<(), SetupError> {
-        setns(&self.network, CloneFlags::CLONE_NEWNET)
-            .step(|| "entering the network namespace (--userns names the user namespace that owns it)".into())
+        setns(&self.network, CloneFlags::CLONE_NEWNET).step(|| {
+            "entering the network namespace (--userns names the user namespace that owns it)".into()
+        })
     }
 }
 

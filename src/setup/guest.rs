@@ -52,24 +52,33 @@ impl TapPlan {
 /// The step that failed.
 pub fn make_tap(plan: &TapPlan) -> Result<OwnedFd, SetupError> {
     let name = &plan.name;
-    let tap = tap::open(name, plan.vnet_header).step(|| match std::fs::metadata("/dev/net/tun") {
-        Ok(_) => format!("opening the tap '{name}' (is it in use, or /dev/net/tun closed to you?)"),
-        Err(_) => "opening /dev/net/tun (load the tun module, or add the device)".into(),
-    })?;
+    let tap =
+        tap::open(name, plan.vnet_header).step(|| match std::fs::metadata("/dev/net/tun") {
+            Ok(_) => {
+                format!("opening the tap '{name}' (is it in use, or /dev/net/tun closed to you?)")
+            }
+            Err(_) => "opening /dev/net/tun (load the tun module, or add the device)".into(),
+        })?;
     let mut netlink = Netlink::open().step(|| "opening a netlink socket".into())?;
     let loopback = if_nametoindex("lo").step(|| "finding the loopback interface".into())?;
-    netlink.set_up(loopback, LinkChange::default()).step(|| "bringing 'lo' up".into())?;
+    netlink
+        .set_up(loopback, LinkChange::default())
+        .step(|| "bringing 'lo' up".into())?;
     let index = if_nametoindex(name.as_str()).step(|| format!("finding '{name}'"))?;
     let change = LinkChange {
         mtu: Some(plan.mtu),
         mac: plan.mac,
         queue_length: Some(QUEUE_LENGTH),
     };
-    netlink.set_up(index, change).step(|| format!("bringing '{name}' up"))?;
+    netlink
+        .set_up(index, change)
+        .step(|| format!("bringing '{name}' up"))?;
     let (guest, gateway): (Ipv4Addr, Ipv4Addr) = (plan.addresses.guest(), plan.addresses.gateway());
     netlink
         .add_address(index, guest.into(), plan.addresses.subnet().prefix_len())
         .step(|| format!("giving '{name}' the address {guest}"))?;
-    netlink.add_default_route(index, gateway.into()).step(|| format!("routing by {gateway}"))?;
+    netlink
+        .add_default_route(index, gateway.into())
+        .step(|| format!("routing by {gateway}"))?;
     Ok(tap)
 }

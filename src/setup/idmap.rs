@@ -40,7 +40,10 @@ fn subordinate(text: &str, user: &str, id: u32) -> Option<Range> {
         if owner != user && owner.parse() != Ok(id) {
             return None;
         }
-        let range = Range { first: fields.next()?.parse().ok()?, count: fields.next()?.parse().ok()? };
+        let range = Range {
+            first: fields.next()?.parse().ok()?,
+            count: fields.next()?.parse().ok()?,
+        };
         (range.count > 0).then_some(range)
     })
 }
@@ -76,7 +79,11 @@ pub fn apply(mapping: Mapping, child: Pid) -> Result<(), SetupError> {
 }
 
 fn ranges(uid: Uid) -> Option<(Range, Range)> {
-    let name = User::from_uid(uid).ok().flatten().map(|user| user.name).unwrap_or_default();
+    let name = User::from_uid(uid)
+        .ok()
+        .flatten()
+        .map(|user| user.name)
+        .unwrap_or_default();
     let find = |path: &str| subordinate(&fs::read_to_string(path).ok()?, &name, uid.as_raw());
     Some((find("/etc/subuid")?, find("/etc/subgid")?))
 }
@@ -102,9 +109,24 @@ mod tests {
     #[test]
     fn ranges_are_found_by_name_and_by_number() {
         let text = "other:1:2\nalice:100000:65536\n1002:200000:65536\n";
-        assert_eq!(subordinate(text, "alice", 1001), Some(Range { first: 100_000, count: 65_536 }));
-        assert_eq!(subordinate(text, "bob", 1002), Some(Range { first: 200_000, count: 65_536 }));
+        assert_eq!(
+            subordinate(text, "alice", 1001),
+            Some(Range {
+                first: 100_000,
+                count: 65_536
+            })
+        );
+        assert_eq!(
+            subordinate(text, "bob", 1002),
+            Some(Range {
+                first: 200_000,
+                count: 65_536
+            })
+        );
         assert_eq!(subordinate(text, "carol", 1003), None);
-        assert_eq!(subordinate("alice:x:1\nalice:5:0\nnonsense", "alice", 1), None);
+        assert_eq!(
+            subordinate("alice:x:1\nalice:5:0\nnonsense", "alice", 1),
+            None
+        );
     }
 }

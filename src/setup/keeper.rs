@@ -45,8 +45,10 @@ pub fn keep(parent: &UnixStream, command: &[CString]) -> Result<u8, SetupError> 
 
 fn watch(parent: &UnixStream, signals: &SignalSource, child: Pid) -> io::Result<u8> {
     loop {
-        let mut sources =
-            [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(parent.as_fd(), PollFlags::POLLIN)];
+        let mut sources = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(parent.as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut sources, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -97,16 +99,27 @@ pub fn end_descendants() {
 /// The processes whose parent we are, by proc_pid_stat(5).
 fn children() -> Vec<Pid> {
     let us = getpid();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.map(Pid::from_raw).filter(|&pid| parent_of(pid) == Some(us)).collect()
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.map(Pid::from_raw)
+        .filter(|&pid| parent_of(pid) == Some(us))
+        .collect()
 }
 
 fn parent_of(pid: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name is in parentheses and may hold anything; behind it: state, parent.
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(1)?.parse().ok().map(Pid::from_raw)
+    fields
+        .split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+        .map(Pid::from_raw)
 }
 
 /// In the child: runs the command in place of this process.
@@ -118,9 +131,16 @@ fn become_command(keeper: Pid, command: &[CString]) -> ! {
     }
     process::restore_sigpipe();
     let _ = SigSet::all().thread_unblock();
-    let Some(program) = command.first() else { std::process::exit(NOT_FOUND) };
+    let Some(program) = command.first() else {
+        std::process::exit(NOT_FOUND)
+    };
     let Err(error) = execvp(program, command);
-    let name = String::from_utf8_lossy(std::ffi::OsStr::from_bytes(program.to_bytes()).as_bytes()).into_owned();
+    let name = String::from_utf8_lossy(std::ffi::OsStr::from_bytes(program.to_bytes()).as_bytes())
+        .into_owned();
     eprintln!("tapgate: cannot run '{name}': {}", error.desc());
-    std::process::exit(if error == Errno::ENOENT { NOT_FOUND } else { CANNOT_RUN });
+    std::process::exit(if error == Errno::ENOENT {
+        NOT_FOUND
+    } else {
+        CANNOT_RUN
+    });
 }

@@ -51,7 +51,10 @@ pub(crate) trait Step<T> {
 
 impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     fn step(self, what: impl FnOnce() -> String) -> Result<T, SetupError> {
-        self.map_err(|error| SetupError::Step { step: what(), source: error.into() })
+        self.map_err(|error| SetupError::Step {
+            step: what(),
+            source: error.into(),
+        })
     }
 }
 
@@ -89,7 +92,9 @@ fn hear(socket: &UnixStream, expected: u8) -> Result<Option<OwnedFd>, SetupError
     let descriptor = fd::receive(socket, &mut bytes).step(|| "hearing from the child".into())?;
     match bytes.split_first() {
         Some((&kind, _)) if kind == expected => Ok(descriptor),
-        Some((&message::ERROR, text)) => Err(SetupError::Child(String::from_utf8_lossy(text).into_owned())),
+        Some((&message::ERROR, text)) => Err(SetupError::Child(
+            String::from_utf8_lossy(text).into_owned(),
+        )),
         Some(_) | None => Err(SetupError::ChildGone),
     }
 }

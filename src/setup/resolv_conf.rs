@@ -36,16 +36,30 @@ pub fn text(resolver: IpAddr, search: &[String]) -> String {
 pub fn cover(text: &str) -> Result<(), SetupError> {
     let none = None::<&str>;
     // What is mounted here must not reach the host; what the host mounts may come in.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).step(|| "making mounts private".into())?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+        .step(|| "making mounts private".into())?;
     let Some(target) = target() else {
-        tracing::warn!(path = TARGET, "the file does not exist: names are not resolved by the gateway");
+        tracing::warn!(
+            path = TARGET,
+            "the file does not exist: names are not resolved by the gateway"
+        );
         return Ok(());
     };
-    let scratch = SCRATCH.into_iter().find(|dir| Path::new(dir).is_dir() && !target.starts_with(dir));
-    let scratch = scratch.ok_or(io::ErrorKind::NotFound).step(|| "finding a directory for a moment".into())?;
+    let scratch = SCRATCH
+        .into_iter()
+        .find(|dir| Path::new(dir).is_dir() && !target.starts_with(dir));
+    let scratch = scratch
+        .ok_or(io::ErrorKind::NotFound)
+        .step(|| "finding a directory for a moment".into())?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("tapgate"), scratch, Some("tmpfs"), flags, Some("size=64k,mode=755"))
-        .step(|| format!("mounting a tmpfs on {scratch}"))?;
+    mount(
+        Some("tapgate"),
+        scratch,
+        Some("tmpfs"),
+        flags,
+        Some("size=64k,mode=755"),
+    )
+    .step(|| format!("mounting a tmpfs on {scratch}"))?;
     let file = Path::new(scratch).join("resolv.conf");
     let covered = fs::write(&file, text)
         .and_then(|()| Ok(mount(Some(&file), &target, none, MsFlags::MS_BIND, none)?))
@@ -66,7 +80,10 @@ mod tests {
     #[test]
     fn the_text_names_resolver_and_search_list() {
         let resolver = IpAddr::from([10, 0, 2, 3]);
-        assert_eq!(text(resolver, &[]), "# made by tapgate\nnameserver 10.0.2.3\n");
+        assert_eq!(
+            text(resolver, &[]),
+            "# made by tapgate\nnameserver 10.0.2.3\n"
+        );
         let search = ["a.example".to_owned(), "b".to_owned()];
         assert!(text(resolver, &search).ends_with("search a.example b\n"));
     }

@@ -66,7 +66,13 @@ pub fn start(job: &Job) -> Result<(Started, OwnedFd), SetupError> {
     drop(theirs);
     let prepared = prepare(&ours, job, child);
     match prepared {
-        Ok(tap) => Ok((Started { keeper: child, socket: ours }, tap)),
+        Ok(tap) => Ok((
+            Started {
+                keeper: child,
+                socket: ours,
+            },
+            tap,
+        )),
         Err(error) => {
             drop(ours);
             keeper::end_descendants();
@@ -102,7 +108,8 @@ fn enter(socket: &UnixStream, job: &Job) -> Result<OwnedFd, SetupError> {
     })?;
     fd::send(socket, &[message::UNMAPPED], None).step(|| "speaking to the parent".into())?;
     hear(socket, message::MAPPED)?;
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).step(|| "making namespaces".into())?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .step(|| "making namespaces".into())?;
     let tap = make_tap(&job.tap)?;
     if let Some(text) = &job.resolv_conf {
         resolv_conf::cover(text)?;

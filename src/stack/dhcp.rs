@@ -122,27 +122,49 @@ impl DhcpServer {
     /// A server for the pool of `plan`, with no lease given.
     #[must_use]
     pub fn new(plan: AddressPlan) -> Self {
-        let free = Lease { mac: None, until: Instant::from_micros(i64::MIN) };
-        Self { plan, leases: plan.lease_pool().map(|_| free).collect() }
+        let free = Lease {
+            mac: None,
+            until: Instant::from_micros(i64::MIN),
+        };
+        Self {
+            plan,
+            leases: plan.lease_pool().map(|_| free).collect(),
+        }
     }
 
     /// Takes a message from `src`; gives the reply, if one is due.
-    pub fn answer(&mut self, now: Instant, config: &Config, src: IpAddr, bytes: &[u8]) -> Option<Reply> {
+    pub fn answer(
+        &mut self,
+        now: Instant,
+        config: &Config,
+        src: IpAddr,
+        bytes: &[u8],
+    ) -> Option<Reply> {
         let message = parse(bytes)?;
         match message.kind {
             kind::DISCOVER => {
                 let place = self.choose(now, &message)?;
-                self.leases[place] = Lease { mac: Some(message.mac), until: now + OFFER };
+                self.leases[place] = Lease {
+                    mac: Some(message.mac),
+                    until: now + OFFER,
+                };
                 Some(self.reply(config, &message, kind::OFFER, Some(self.addr(place))))
             }
             kind::REQUEST => self.request(now, config, &message),
             kind::DECLINE => {
-                let place = self.place(message.requested?).filter(|&place| self.holds(place, message.mac))?;
-                self.leases[place] = Lease { mac: None, until: now + DECLINED };
+                let place = self
+                    .place(message.requested?)
+                    .filter(|&place| self.holds(place, message.mac))?;
+                self.leases[place] = Lease {
+                    mac: None,
+                    until: now + DECLINED,
+                };
                 None
             }
             kind::RELEASE => {
-                let place = self.place(message.client_addr).filter(|&place| self.holds(place, message.mac))?;
+                let place = self
+                    .place(message.client_addr)
+                    .filter(|&place| self.holds(place, message.mac))?;
                 self.leases[place].until = now;
                 None
             }
@@ -155,19 +177,29 @@ impl DhcpServer {
     }
 
     fn request(&mut self, now: Instant, config: &Config, message: &Message) -> Option<Reply> {
-        if message.server.is_some_and(|server| server != self.plan.gateway()) {
+        if message
+            .server
+            .is_some_and(|server| server != self.plan.gateway())
+        {
             // The client chose another server: what was offered is free again.
-            if let Some(place) = (0..self.leases.len()).find(|&place| self.holds(place, message.mac)) {
+            if let Some(place) =
+                (0..self.leases.len()).find(|&place| self.holds(place, message.mac))
+            {
                 self.leases[place].until = now;
             }
             return None;
         }
         let wanted = message.requested.unwrap_or(message.client_addr);
-        let granted = self.place(wanted).filter(|&place| self.holds(place, message.mac) || self.is_free(place, now));
+        let granted = self
+            .place(wanted)
+            .filter(|&place| self.holds(place, message.mac) || self.is_free(place, now));
         let Some(place) = granted else {
             return Some(self.reply(config, message, kind::NAK, None));
         };
-        self.leases[place] = Lease { mac: Some(message.mac), until: now + LEASE };
+        self.leases[place] = Lease {
+            mac: Some(message.mac),
+            until: now + LEASE,
+        };
         Some(self.reply(config, message, kind::ACK, Some(wanted)))
     }
 
@@ -179,7 +211,8 @@ impl DhcpServer {
     fn place(&self, addr: Ipv4Addr) -> Option<usize> {
         let pool = self.plan.lease_pool();
         let addr = u32::from(addr);
-        pool.contains(&addr).then(|| usize::try_from(addr - pool.start()).ok())?
+        pool.contains(&addr)
+            .then(|| usize::try_from(addr - pool.start()).ok())?
     }
 
     fn holds(&self, place: usize, mac: Mac) -> bool {
@@ -193,7 +226,10 @@ impl DhcpServer {
     /// The client's own address of before, else the one it asks for, else the one free the longest.
     fn choose(&self, now: Instant, message: &Message) -> Option<usize> {
         let own = (0..self.leases.len()).find(|&place| self.holds(place, message.mac));
-        let asked = message.requested.and_then(|addr| self.place(addr)).filter(|&place| self.is_free(place, now));
+        let asked = message
+            .requested
+            .and_then(|addr| self.place(addr))
+            .filter(|&place| self.is_free(place, now));
         own.or(asked).or_else(|| {
             (0..self.leases.len())
                 .filter(|&place| self.is_free(place, now))
@@ -201,10 +237,20 @@ impl DhcpServer {
         })
     }
 
-    fn reply(&self, config: &Config, message: &Message, kind: u8, yours: Option<Ipv4Addr>) -> Reply {
+    fn reply(
+        &self,
+        config: &Config,
+        message: &Message,
+        kind: u8,
+        yours: Option<Ipv4Addr>,
+    ) -> Reply {
         let mut payload = vec![2, 1, 6, 0];
         payload.extend(message.exchange);
-        payload.extend(if kind == kind::NAK { [0; 4] } else { message.client_addr.octets() });
+        payload.extend(if kind == kind::NAK {
+            [0; 4]
+        } else {
+            message.client_addr.octets()
+        });
         payload.extend(yours.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
         payload.extend(self.plan.gateway().octets());
         payload.extend([0; 4]);
@@ -235,7 +281,12 @@ impl DhcpServer {
         option(54, &self.plan.gateway().octets());
         if kind != kind::NAK {
             if leased {
-                option(51, &u32::try_from(LEASE.secs()).unwrap_or(u32::MAX).to_be_bytes());
+                option(
+                    51,
+                    &u32::try_from(LEASE.secs())
+                        .unwrap_or(u32::MAX)
+                        .to_be_bytes(),
+                );
             }
             option(1, &self.plan.subnet().netmask().octets());
             option(3, &self.plan.gateway().octets());
@@ -312,13 +363,22 @@ mod tests {
 
     impl Lab {
         fn new() -> Self {
-            let config = Config { search: vec!["a.example".into()], ..Config::default() };
-            Self { server: DhcpServer::new(config.plan), config, now: 0 }
+            let config = Config {
+                search: vec!["a.example".into()],
+                ..Config::default()
+            };
+            Self {
+                server: DhcpServer::new(config.plan),
+                config,
+                now: 0,
+            }
         }
 
         fn ask(&mut self, bytes: &[u8]) -> Option<(u8, Ipv4Addr)> {
             let src = Ipv4Addr::UNSPECIFIED.into();
-            let reply = self.server.answer(Instant::from_secs(self.now), &self.config, src, bytes)?;
+            let reply =
+                self.server
+                    .answer(Instant::from_secs(self.now), &self.config, src, bytes)?;
             let yours = Ipv4Addr::from(*reply.payload[16..].first_chunk::<4>().unwrap());
             Some((reply.payload[FIXED + 2], yours))
         }
@@ -331,11 +391,24 @@ mod tests {
     #[test]
     fn the_first_client_gets_fifteen_and_keeps_it() {
         let mut lab = Lab::new();
-        assert_eq!(lab.ask(&message(1, kind::DISCOVER, &[])), Some((kind::OFFER, ip(15))));
-        let request = message(1, kind::REQUEST, &[(50, &[10, 0, 2, 15]), (54, &[10, 0, 2, 2])]);
+        assert_eq!(
+            lab.ask(&message(1, kind::DISCOVER, &[])),
+            Some((kind::OFFER, ip(15)))
+        );
+        let request = message(
+            1,
+            kind::REQUEST,
+            &[(50, &[10, 0, 2, 15]), (54, &[10, 0, 2, 2])],
+        );
         assert_eq!(lab.ask(&request), Some((kind::ACK, ip(15))));
-        assert_eq!(lab.ask(&message(2, kind::DISCOVER, &[])), Some((kind::OFFER, ip(16))));
-        assert_eq!(lab.ask(&message(1, kind::DISCOVER, &[])), Some((kind::OFFER, ip(15))));
+        assert_eq!(
+            lab.ask(&message(2, kind::DISCOVER, &[])),
+            Some((kind::OFFER, ip(16)))
+        );
+        assert_eq!(
+            lab.ask(&message(1, kind::DISCOVER, &[])),
+            Some((kind::OFFER, ip(15)))
+        );
     }
 
     #[test]
@@ -343,7 +416,10 @@ mod tests {
         let mut lab = Lab::new();
         let src = Ipv4Addr::UNSPECIFIED.into();
         let discover = message(1, kind::DISCOVER, &[]);
-        let reply = lab.server.answer(Instant::from_secs(0), &lab.config, src, &discover).unwrap();
+        let reply = lab
+            .server
+            .answer(Instant::from_secs(0), &lab.config, src, &discover)
+            .unwrap();
         assert_eq!(&reply.payload[4..8], b"xid!");
         assert!(reply.payload.len() >= MIN_REPLY);
         let options = &reply.payload[FIXED..];
@@ -362,35 +438,60 @@ mod tests {
             let request = message(1, kind::REQUEST, &[(50, &wrong)]);
             assert_eq!(lab.ask(&request), Some((kind::NAK, Ipv4Addr::UNSPECIFIED)));
         }
-        let elsewhere = message(1, kind::REQUEST, &[(50, &[10, 0, 2, 15]), (54, &[10, 0, 2, 9])]);
+        let elsewhere = message(
+            1,
+            kind::REQUEST,
+            &[(50, &[10, 0, 2, 15]), (54, &[10, 0, 2, 9])],
+        );
         assert_eq!(lab.ask(&elsewhere), None);
     }
 
     #[test]
     fn a_declined_address_rests_and_a_released_one_returns() {
         let mut lab = Lab::new();
-        assert!(lab.ask(&message(1, kind::REQUEST, &[(50, &[10, 0, 2, 15])])).is_some());
-        assert_eq!(lab.ask(&message(1, kind::DECLINE, &[(50, &[10, 0, 2, 15])])), None);
-        assert_eq!(lab.ask(&message(1, kind::DISCOVER, &[])), Some((kind::OFFER, ip(16))));
+        assert!(
+            lab.ask(&message(1, kind::REQUEST, &[(50, &[10, 0, 2, 15])]))
+                .is_some()
+        );
+        assert_eq!(
+            lab.ask(&message(1, kind::DECLINE, &[(50, &[10, 0, 2, 15])])),
+            None
+        );
+        assert_eq!(
+            lab.ask(&message(1, kind::DISCOVER, &[])),
+            Some((kind::OFFER, ip(16)))
+        );
         lab.now = 700;
-        assert_eq!(lab.ask(&message(2, kind::REQUEST, &[(50, &[10, 0, 2, 15])])), Some((kind::ACK, ip(15))));
+        assert_eq!(
+            lab.ask(&message(2, kind::REQUEST, &[(50, &[10, 0, 2, 15])])),
+            Some((kind::ACK, ip(15)))
+        );
         let mut release = message(2, kind::RELEASE, &[]);
         release[12..16].copy_from_slice(&[10, 0, 2, 15]);
         assert_eq!(lab.ask(&release), None);
-        assert_eq!(lab.ask(&message(3, kind::REQUEST, &[(50, &[10, 0, 2, 15])])), Some((kind::ACK, ip(15))));
+        assert_eq!(
+            lab.ask(&message(3, kind::REQUEST, &[(50, &[10, 0, 2, 15])])),
+            Some((kind::ACK, ip(15)))
+        );
     }
 
     #[test]
     fn starvation_does_not_take_a_lease_in_use() {
         let mut lab = Lab::new();
-        assert_eq!(lab.ask(&message(1, kind::REQUEST, &[(50, &[10, 0, 2, 15])])), Some((kind::ACK, ip(15))));
+        assert_eq!(
+            lab.ask(&message(1, kind::REQUEST, &[(50, &[10, 0, 2, 15])])),
+            Some((kind::ACK, ip(15)))
+        );
         for mac in 2..250 {
             lab.now += 1;
             if let Some((_, offered)) = lab.ask(&message(mac, kind::DISCOVER, &[])) {
                 assert_ne!(offered, ip(15));
             }
         }
-        assert_eq!(lab.ask(&message(1, kind::DISCOVER, &[])), Some((kind::OFFER, ip(15))));
+        assert_eq!(
+            lab.ask(&message(1, kind::DISCOVER, &[])),
+            Some((kind::OFFER, ip(15)))
+        );
     }
 
     #[test]
@@ -399,7 +500,10 @@ mod tests {
         let mut inform = message(1, kind::INFORM, &[]);
         inform[12..16].copy_from_slice(&[10, 0, 2, 100]);
         let src = IpAddr::from(ip(100));
-        let reply = lab.server.answer(Instant::from_secs(0), &lab.config, src, &inform).unwrap();
+        let reply = lab
+            .server
+            .answer(Instant::from_secs(0), &lab.config, src, &inform)
+            .unwrap();
         assert_eq!(reply.payload[16..20], [0; 4]);
         assert_eq!(reply.ends.dst, "10.0.2.100:68".parse().unwrap());
         assert_eq!(lab.ask(&inform), None, "from another source");

@@ -12,7 +12,7 @@ use crate::flow::key::FlowKey;
 use crate::flow::query::{ATTEMPT, Query, ROUNDS};
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, Token, UdpSocket};
-use crate::net::emit::{self, DatagramId, Ends};
+use crate::net::emit::{self, Datagram, DatagramId, Ends};
 use crate::net::{DropReason, Wire};
 
 use super::Stack;
@@ -55,7 +55,11 @@ impl<H: Host> Stack<H> {
             return Disposition::Dropped(DropReason::DnsMalformed);
         }
         let id = u16::from_be_bytes([bytes[0], bytes[1]]);
-        let key = FlowKey::Query { link: wire.link, guest, id };
+        let key = FlowKey::Query {
+            link: wire.link,
+            guest,
+            id,
+        };
         if self.table.find(&key).is_some() {
             // Repeated while it is under way: the answer to the first serves both.
             return Disposition::Forwarded;
@@ -68,7 +72,10 @@ impl<H: Host> Stack<H> {
         };
         // The one that answered last is asked first.
         let resolvers = turn.host.resolvers();
-        let first = self.resolver.and_then(|last| resolvers.iter().position(|addr| *addr == last)).unwrap_or(0);
+        let first = self
+            .resolver
+            .and_then(|last| resolvers.iter().position(|addr| *addr == last))
+            .unwrap_or(0);
         let Some(attempt) = self.ask(turn, token, bytes, first..first) else {
             self.fail_query(turn, back, guest, bytes);
             return Disposition::Answered;
@@ -84,8 +91,14 @@ impl<H: Host> Stack<H> {
             attempts: attempt.number,
             wire: back,
         };
-        let inserted = self.table.insert(key, Flow::Query(query), turn.now + ATTEMPT);
-        debug_assert_eq!(inserted, Ok(token), "the token that the socket was opened with");
+        let inserted = self
+            .table
+            .insert(key, Flow::Query(query), turn.now + ATTEMPT);
+        debug_assert_eq!(
+            inserted,
+            Ok(token),
+            "the token that the socket was opened with"
+        );
         Disposition::Forwarded
     }
 
@@ -101,12 +114,20 @@ impl<H: Host> Stack<H> {
         let count = turn.host.resolvers().len();
         for number in places.len()..count * ROUNDS {
             let resolver = *turn.host.resolvers().get((places.start + number) % count)?;
-            let Ok(mut socket) = turn.host.udp_open(token, DatagramRole::Connected(resolver)) else { continue };
+            let Ok(mut socket) = turn.host.udp_open(token, DatagramRole::Connected(resolver))
+            else {
+                continue;
+            };
             let id = self.secrets.next_u16();
             let mut query = bytes.to_vec();
             query[..2].copy_from_slice(&id.to_be_bytes());
             if socket.send_to(resolver, &query, None).is_ok() {
-                return Some(Attempt { socket, id, resolver, number: number + 1 });
+                return Some(Attempt {
+                    socket,
+                    id,
+                    resolver,
+                    number: number + 1,
+                });
             }
         }
         None
@@ -120,16 +141,37 @@ impl<H: Host> Stack<H> {
         self.answer_query(turn, wire, guest, &answer);
     }
 
-    fn answer_query(&mut self, turn: &mut Turn<'_, H>, wire: Wire, guest: SocketAddr, answer: &[u8]) {
+    fn answer_query(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        guest: SocketAddr,
+        answer: &[u8],
+    ) {
         let resolver = SocketAddr::new(self.config.plan.resolver().into(), DNS_PORT);
         let id = DatagramId(self.secrets.next_u16());
-        emit::udp(turn.tx, wire, self.config.mtu, Ends { src: resolver, dst: guest }, id, answer);
+        let ends = Ends {
+            src: resolver,
+            dst: guest,
+        };
+        emit::udp(
+            turn.tx,
+            wire,
+            self.config.mtu,
+            Datagram {
+                ends,
+                id,
+                payload: answer,
+            },
+        );
     }
 
     /// The socket of a query has an answer, or an error.
     pub(super) fn query_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         loop {
-            let Some(Flow::Query(query)) = self.table.get_mut(token) else { return };
+            let Some(Flow::Query(query)) = self.table.get_mut(token) else {
+                return;
+            };
             match query.socket.recv_from(&mut self.scratch) {
                 Ok((len, _)) if is_answer(&self.scratch[..len], query.attempt_id) => {
                     let (guest, wire) = (query.guest, query.wire);
@@ -150,14 +192,21 @@ impl<H: Host> Stack<H> {
 
     /// The resolver was silent or is not there: the next is asked.
     pub(super) fn query_timed_out(&mut self, turn: &mut Turn<'_, H>, token: Token) {
-        let Some(Flow::Query(query)) = self.table.get_mut(token) else { return };
-        let (bytes, places) = (std::mem::take(&mut query.bytes), query.first..query.first + query.attempts);
+        let Some(Flow::Query(query)) = self.table.get_mut(token) else {
+            return;
+        };
+        let (bytes, places) = (
+            std::mem::take(&mut query.bytes),
+            query.first..query.first + query.attempts,
+        );
         if self.resolver == Some(query.resolver) {
             // It does not answer any longer: the order of the list holds again.
             self.resolver = None;
         }
         let attempt = self.ask(turn, token, &bytes, places);
-        let Some(Flow::Query(query)) = self.table.get_mut(token) else { return };
+        let Some(Flow::Query(query)) = self.table.get_mut(token) else {
+            return;
+        };
         if let Some(attempt) = attempt {
             query.socket = attempt.socket;
             query.attempt_id = attempt.id;

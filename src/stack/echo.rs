@@ -10,9 +10,9 @@ use crate::flow::echo::EchoFlow;
 use crate::flow::key::FlowKey;
 use crate::flow::{Flow, Turn};
 use crate::host::{EchoSocket, Host, Token};
+use crate::net::DropReason;
 use crate::net::emit::{self, DatagramId, EchoReply, IcmpError};
 use crate::net::parse::{Echo, Ip};
-use crate::net::{DropReason, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
@@ -25,44 +25,63 @@ impl<H: Host> Stack<H> {
     pub(super) fn guest_echo(
         &mut self,
         turn: &mut Turn<'_, H>,
-        wire: Wire,
         ip: &Ip<'_>,
         echo: &Echo<'_>,
     ) -> Disposition {
         let to = match mapping::verdict(&self.config, SocketAddr::new(ip.dst, 0)) {
             Verdict::Host(to) => to.ip(),
             Verdict::Drop(reason) => return Disposition::Dropped(reason),
-            Verdict::Unreachable(error) => return self.echo_failed(turn, wire, ip, error),
-            Verdict::Resolver | Verdict::Refuse => return Disposition::Dropped(DropReason::Destination),
+            Verdict::Unreachable(error) => return self.echo_failed(turn, ip, error),
+            Verdict::Resolver | Verdict::Refuse => {
+                return Disposition::Dropped(DropReason::Destination);
+            }
         };
-        let key = FlowKey::Echo { link: wire.link, guest: ip.src, ident: echo.ident };
+        let key = FlowKey::Echo {
+            link: ip.wire.link,
+            guest: ip.src,
+            ident: echo.ident,
+        };
         let token = match self.table.find(&key) {
             Some(token) => token,
-            None => match self.open_echo(turn, wire, key, ip, echo.ident) {
+            None => match self.open_echo(turn, key, ip, echo.ident) {
                 Some(token) => token,
-                None => return self.echo_failed(turn, wire, ip, IcmpError::AdministrativelyProhibited),
+                None => {
+                    return self.echo_failed(turn, ip, IcmpError::AdministrativelyProhibited);
+                }
             },
         };
         let Some(Flow::Echo(flow)) = self.table.get_mut(token) else {
             return Disposition::Dropped(DropReason::HostBusy);
         };
         let sent = flow.socket.send_to(to, echo.seq, echo.data);
-        self.table.set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
+        self.table
+            .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
         match sent {
             Ok(()) => Disposition::Forwarded,
             Err(error) => match super::udp::unreachable(&error) {
-                Some(error) => self.echo_failed(turn, wire, ip, error),
+                Some(error) => self.echo_failed(turn, ip, error),
                 None => Disposition::Dropped(DropReason::HostBusy),
             },
         }
     }
 
-    fn echo_failed(&mut self, turn: &mut Turn<'_, H>, wire: Wire, ip: &Ip<'_>, error: IcmpError) -> Disposition {
-        self.tell(turn, wire, ip, error);
+    fn echo_failed(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        ip: &Ip<'_>,
+        error: IcmpError,
+    ) -> Disposition {
+        self.tell(turn, ip, error);
         Disposition::Answered
     }
 
-    fn open_echo(&mut self, turn: &mut Turn<'_, H>, wire: Wire, key: FlowKey, ip: &Ip<'_>, ident: u16) -> Option<Token> {
+    fn open_echo(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        key: FlowKey,
+        ip: &Ip<'_>,
+        ident: u16,
+    ) -> Option<Token> {
         let Ok(token) = self.table.next_token() else {
             self.counters.flows_refused += 1;
             return None;
@@ -74,10 +93,19 @@ impl<H: Host> Stack<H> {
                 return None;
             }
         };
-        let flow = EchoFlow { socket, guest: ip.src, ident, wire: self.back(wire) };
+        let flow = EchoFlow {
+            socket,
+            guest: ip.src,
+            ident,
+            wire: self.back(ip.wire),
+        };
         let deadline = EchoFlow::<H::Echo>::deadline(turn.now);
         let inserted = self.table.insert(key, Flow::Echo(flow), deadline);
-        debug_assert_eq!(inserted, Ok(token), "the token that the socket was opened with");
+        debug_assert_eq!(
+            inserted,
+            Ok(token),
+            "the token that the socket was opened with"
+        );
         self.counters.flows_opened += 1;
         inserted.ok()
     }
@@ -101,17 +129,26 @@ impl<H: Host> Stack<H> {
             if !turn.tx.has_room() {
                 break;
             }
-            let Some(Flow::Echo(flow)) = self.table.get_mut(token) else { return };
+            let Some(Flow::Echo(flow)) = self.table.get_mut(token) else {
+                return;
+            };
             let (from, seq, len) = match flow.socket.recv_from(&mut self.scratch) {
                 Ok(reply) => reply,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => continue,
             };
             let src = mapping::seen_inside(&self.config, SocketAddr::new(from, 0)).ip();
-            let reply = EchoReply { src, dst: flow.guest, ident: flow.ident, seq, data: &self.scratch[..len] };
+            let reply = EchoReply {
+                src,
+                dst: flow.guest,
+                ident: flow.ident,
+                seq,
+                data: &self.scratch[..len],
+            };
             let id = DatagramId(self.secrets.next_u16());
             emit::echo_reply(turn.tx, flow.wire, self.config.mtu, reply, id);
-            self.table.set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
+            self.table
+                .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
         }
         self.make_ready(token);
     }

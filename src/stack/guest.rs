@@ -3,7 +3,7 @@
 //! Comes in: a frame. Goes out: a [`Disposition`]. Checks that hold for all packets stand here: the
 //! Ethernet destination, the source address (RFC 2827), fragments, the time to live.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use crate::buf::RxMeta;
 use crate::flow::Turn;
@@ -16,7 +16,12 @@ use super::counters::Disposition;
 use super::{Stack, dhcp, mapping};
 
 impl<H: Host> Stack<H> {
-    pub(super) fn guest_frame(&mut self, turn: &mut Turn<'_, H>, bytes: &[u8], meta: RxMeta) -> Disposition {
+    pub(super) fn guest_frame(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        bytes: &[u8],
+        meta: RxMeta,
+    ) -> Disposition {
         let frame = match parse::frame(bytes, meta) {
             Ok(frame) => frame,
             Err(reason) => return Disposition::Dropped(reason),
@@ -25,48 +30,61 @@ impl<H: Host> Stack<H> {
             return Disposition::Dropped(DropReason::NotForUs);
         }
         match frame.packet {
-            Packet::Arp(arp) => self.neighbours.handle_arp(&self.config.plan, turn.tx, frame.wire, arp),
-            Packet::Ip(ip) => self.guest_packet(turn, frame.wire, &ip),
+            Packet::Arp(arp) => {
+                self.neighbours
+                    .handle_arp(&self.config.plan, turn.tx, frame.wire, arp)
+            }
+            Packet::Ip(ip) => self.guest_packet(turn, &ip),
         }
     }
 
-    fn guest_packet(&mut self, turn: &mut Turn<'_, H>, wire: Wire, ip: &Ip<'_>) -> Disposition {
+    fn guest_packet(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
         if !self.config.plan.is_guest_side(ip.src) {
-            return self.stranger(turn, wire, ip);
+            return self.stranger(turn, ip);
         }
-        self.neighbours.learn(ip.src, wire.src);
+        self.neighbours.learn(ip.src, ip.wire.src);
         let Some(fragment) = ip.fragment else {
-            return self.guest_datagram(turn, wire, ip);
+            return self.guest_datagram(turn, ip);
         };
-        match self.reassembly.add(turn.now, wire.link, ip, fragment) {
+        match self.reassembly.add(turn.now, ip, fragment) {
             Ok((whole, evicted)) => {
-                self.counters.add_drops(DropReason::FragmentEvicted, evicted);
-                let Some(whole) = whole else { return Disposition::Forwarded };
+                self.counters
+                    .add_drops(DropReason::FragmentEvicted, evicted);
+                let Some(whole) = whole else {
+                    return Disposition::Forwarded;
+                };
                 let payload = &whole.bytes[whole.header_len..];
-                let ip = Ip { bytes: &whole.bytes, payload, checksum_verified: false, fragment: None, ..*ip };
-                self.guest_datagram(turn, wire, &ip)
+                let ip = Ip {
+                    bytes: &whole.bytes,
+                    payload,
+                    checksum_verified: false,
+                    fragment: None,
+                    ..*ip
+                };
+                self.guest_datagram(turn, &ip)
             }
             Err(reason) => Disposition::Dropped(reason),
         }
     }
 
     /// A packet whose source is no guest's: only a DHCP client without an address may send one.
-    fn stranger(&mut self, turn: &mut Turn<'_, H>, wire: Wire, ip: &Ip<'_>) -> Disposition {
-        let asks = ip.src == Ipv4Addr::UNSPECIFIED && ip.protocol == PROTOCOL_UDP && ip.fragment.is_none();
+    fn stranger(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
+        let asks =
+            ip.src == Ipv4Addr::UNSPECIFIED && ip.protocol == PROTOCOL_UDP && ip.fragment.is_none();
         match parse::transport(ip) {
             Ok(Transport::Udp(udp)) if asks && udp.dst_port == dhcp::SERVER_PORT => {
-                self.guest_dhcp(turn, wire, ip.src, &udp)
+                self.guest_dhcp(turn, ip, &udp)
             }
             Ok(_) => Disposition::Dropped(DropReason::Source),
             Err(reason) => Disposition::Dropped(reason),
         }
     }
 
-    fn guest_datagram(&mut self, turn: &mut Turn<'_, H>, wire: Wire, ip: &Ip<'_>) -> Disposition {
+    fn guest_datagram(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
         let transport = match parse::transport(ip) {
             Ok(transport) => transport,
             Err(DropReason::Protocol) if !mapping::is_forbidden(&self.config, ip.dst) => {
-                self.tell(turn, wire, ip, IcmpError::ProtocolUnreachable);
+                self.tell(turn, ip, IcmpError::ProtocolUnreachable);
                 return Disposition::Answered;
             }
             Err(reason) => return Disposition::Dropped(reason),
@@ -75,35 +93,62 @@ impl<H: Host> Stack<H> {
             && udp.dst_port == dhcp::SERVER_PORT
             && (ip.dst == Ipv4Addr::BROADCAST || ip.dst == self.config.plan.gateway())
         {
-            return self.guest_dhcp(turn, wire, ip.src, udp);
+            return self.guest_dhcp(turn, ip, udp);
         }
         if mapping::is_forbidden(&self.config, ip.dst) {
             return Disposition::Dropped(DropReason::Destination);
         }
         if ip.hop_limit == 1 && !self.config.plan.is_gateway_side(ip.dst) {
-            self.tell(turn, wire, ip, IcmpError::TimeExceeded);
+            self.tell(turn, ip, IcmpError::TimeExceeded);
             return Disposition::Answered;
         }
         match transport {
-            Transport::Tcp(segment) => self.guest_tcp(turn, wire, ip, &segment),
-            Transport::Udp(udp) => self.guest_udp(turn, wire, ip, &udp),
+            Transport::Tcp(segment) => self.guest_tcp(turn, ip, &segment),
+            Transport::Udp(udp) => self.guest_udp(turn, ip, &udp),
             Transport::Echo(echo) if self.config.plan.is_gateway_side(ip.dst) => {
                 let id = emit::DatagramId(self.secrets.next_u16());
-                let reply = EchoReply { src: ip.dst, dst: ip.src, ident: echo.ident, seq: echo.seq, data: echo.data };
-                let sent = emit::echo_reply(turn.tx, self.back(wire), self.config.mtu, reply, id);
-                if sent { Disposition::Answered } else { Disposition::Dropped(DropReason::TransmitFull) }
+                let reply = EchoReply {
+                    src: ip.dst,
+                    dst: ip.src,
+                    ident: echo.ident,
+                    seq: echo.seq,
+                    data: echo.data,
+                };
+                let sent =
+                    emit::echo_reply(turn.tx, self.back(ip.wire), self.config.mtu, reply, id);
+                if sent {
+                    Disposition::Answered
+                } else {
+                    Disposition::Dropped(DropReason::TransmitFull)
+                }
             }
-            Transport::Echo(echo) => self.guest_echo(turn, wire, ip, &echo),
+            Transport::Echo(echo) => self.guest_echo(turn, ip, &echo),
         }
     }
 
-    fn guest_dhcp(&mut self, turn: &mut Turn<'_, H>, wire: Wire, src: IpAddr, udp: &UdpDatagram<'_>) -> Disposition {
-        let Some(reply) = self.dhcp.answer(turn.now, &self.config, src, udp.payload) else {
+    fn guest_dhcp(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        ip: &Ip<'_>,
+        udp: &UdpDatagram<'_>,
+    ) -> Disposition {
+        let Some(reply) = self
+            .dhcp
+            .answer(turn.now, &self.config, ip.src, udp.payload)
+        else {
             return Disposition::Dropped(DropReason::DhcpIgnored);
         };
-        let back = Wire { dst: reply.mac, ..self.back(wire) };
+        let back = Wire {
+            dst: reply.mac,
+            ..self.back(ip.wire)
+        };
         let id = emit::DatagramId(self.secrets.next_u16());
-        if emit::udp(turn.tx, back, self.config.mtu, reply.ends, id, &reply.payload) {
+        let datagram = emit::Datagram {
+            ends: reply.ends,
+            id,
+            payload: &reply.payload,
+        };
+        if emit::udp(turn.tx, back, self.config.mtu, datagram) {
             Disposition::Answered
         } else {
             Disposition::Dropped(DropReason::TransmitFull)
@@ -112,14 +157,22 @@ impl<H: Host> Stack<H> {
 
     /// The way back to the sender of a frame.
     pub(super) fn back(&self, wire: Wire) -> Wire {
-        Wire { link: wire.link, src: self.neighbours.gateway_mac(), dst: wire.src }
+        Wire {
+            link: wire.link,
+            src: self.neighbours.gateway_mac(),
+            dst: wire.src,
+        }
     }
 
     /// Tells a guest what a router would say about its packet. Where the gateway's own addresses
     /// were addressed, they say it themselves.
-    pub(super) fn tell(&self, turn: &mut Turn<'_, H>, wire: Wire, ip: &Ip<'_>, error: IcmpError) -> bool {
+    pub(super) fn tell(&self, turn: &mut Turn<'_, H>, ip: &Ip<'_>, error: IcmpError) -> bool {
         let plan = &self.config.plan;
-        let from = if plan.is_gateway_side(ip.dst) { ip.dst } else { plan.gateway().into() };
-        emit::icmp_error(turn.tx, self.back(wire), from, error, ip.bytes)
+        let from = if plan.is_gateway_side(ip.dst) {
+            ip.dst
+        } else {
+            plan.gateway().into()
+        };
+        emit::icmp_error(turn.tx, self.back(ip.wire), from, error, ip.bytes)
     }
 }

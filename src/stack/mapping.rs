@@ -34,7 +34,11 @@ pub fn verdict(config: &Config, to: SocketAddr) -> Verdict {
     let plan = &config.plan;
     if to.ip() == plan.resolver() {
         let serves = to.port() == DNS_PORT && config.dns != Dns::Off;
-        return if serves { Verdict::Resolver } else { Verdict::Refuse };
+        return if serves {
+            Verdict::Resolver
+        } else {
+            Verdict::Refuse
+        };
     }
     if to.ip() == plan.gateway() {
         return if config.host_loopback {
@@ -61,7 +65,10 @@ pub fn is_forbidden(config: &Config, addr: IpAddr) -> bool {
             first == 0 || first == 127 || first >= 224 || addr == config.plan.subnet().broadcast()
         }
         IpAddr::V6(addr) => {
-            addr.is_unspecified() || addr.is_loopback() || addr.is_multicast() || addr.to_ipv4_mapped().is_some()
+            addr.is_unspecified()
+                || addr.is_loopback()
+                || addr.is_multicast()
+                || addr.to_ipv4_mapped().is_some()
         }
     }
 }
@@ -88,14 +95,34 @@ mod tests {
     #[test]
     fn the_gateway_is_the_only_way_to_loopback() {
         let mut config = Config::default();
-        assert_eq!(go(&config, "10.0.2.2:80"), Verdict::Host("127.0.0.1:80".parse().unwrap()));
+        assert_eq!(
+            go(&config, "10.0.2.2:80"),
+            Verdict::Host("127.0.0.1:80".parse().unwrap())
+        );
         config.host_loopback = false;
-        assert_eq!(go(&config, "10.0.2.2:80"), Verdict::Unreachable(IcmpError::NetUnreachable));
-        for forbidden in
-            ["127.0.0.1:80", "127.9.9.9:80", "0.0.0.0:80", "0.1.2.3:80", "224.0.0.1:80", "240.0.0.1:80",
-             "255.255.255.255:80", "10.0.2.255:80", "[::1]:80", "[::]:80", "[::ffff:127.0.0.1]:80", "[ff02::1]:80"]
-        {
-            assert_eq!(go(&config, forbidden), Verdict::Drop(DropReason::Destination), "{forbidden}");
+        assert_eq!(
+            go(&config, "10.0.2.2:80"),
+            Verdict::Unreachable(IcmpError::NetUnreachable)
+        );
+        for forbidden in [
+            "127.0.0.1:80",
+            "127.9.9.9:80",
+            "0.0.0.0:80",
+            "0.1.2.3:80",
+            "224.0.0.1:80",
+            "240.0.0.1:80",
+            "255.255.255.255:80",
+            "10.0.2.255:80",
+            "[::1]:80",
+            "[::]:80",
+            "[::ffff:127.0.0.1]:80",
+            "[ff02::1]:80",
+        ] {
+            assert_eq!(
+                go(&config, forbidden),
+                Verdict::Drop(DropReason::Destination),
+                "{forbidden}"
+            );
         }
     }
 

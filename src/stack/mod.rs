@@ -30,12 +30,15 @@ use std::sync::Arc;
 
 use crate::buf::{LinkId, RxMeta, TxCapabilities};
 use crate::config::Config;
+use crate::flow::Flow;
 use crate::flow::key::KeyedState;
 use crate::flow::table::Table;
 use crate::flow::tcp_engine::{EnginePool, Path};
-use crate::flow::{Flow, Turn};
 use crate::host::{Event, Host, Token};
-use crate::net::{Instant, Mac};
+use crate::net::Mac;
+
+pub use crate::flow::Turn;
+pub use crate::net::Instant;
 
 use counters::Counters;
 use dhcp::DhcpServer;
@@ -134,12 +137,16 @@ impl<H: Host> Stack<H> {
 
     /// Ends what is overdue and lets due timers act.
     pub fn handle_timeout(&mut self, turn: &mut Turn<'_, H>) {
-        self.counters.add_drops(crate::net::DropReason::FragmentEvicted, self.reassembly.expire(turn.now));
+        self.counters.add_drops(
+            crate::net::DropReason::FragmentEvicted,
+            self.reassembly.expire(turn.now),
+        );
         while let Some(token) = self.table.expired(turn.now) {
             match self.table.get_mut(token) {
                 Some(Flow::Tcp(flow)) if flow.is_open() => {
                     // Looked at again by the pump below, which sets the next deadline.
-                    self.table.set_deadline(token, turn.now + crate::net::Duration::from_secs(1));
+                    self.table
+                        .set_deadline(token, turn.now + crate::net::Duration::from_secs(1));
                     self.ready.push_back(token);
                 }
                 Some(Flow::Tcp(_)) => self.tcp_gave_up(turn, token),
@@ -155,7 +162,9 @@ impl<H: Host> Stack<H> {
     /// not finish: the batch was full, or a budget used up.
     pub fn poll_transmit(&mut self, turn: &mut Turn<'_, H>) -> bool {
         for _ in 0..self.ready.len() {
-            let Some(token) = self.ready.pop_front() else { break };
+            let Some(token) = self.ready.pop_front() else {
+                break;
+            };
             self.pump(turn, token);
         }
         let more = self.published_pending(turn);
@@ -164,17 +173,29 @@ impl<H: Host> Stack<H> {
 
     /// When [`Stack::handle_timeout`] wants to be called, at the latest.
     pub fn poll_timeout(&mut self) -> Option<Instant> {
-        [self.table.next_deadline(), self.reassembly.next_deadline(), self.published_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.table.next_deadline(),
+            self.reassembly.next_deadline(),
+            self.published_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The way frames take to a guest's address.
     fn path(&self, guest: IpAddr) -> Option<Path> {
         let dst = self.neighbours.lookup(guest)?;
-        let wire = crate::net::Wire { link: self.link.id, src: self.neighbours.gateway_mac(), dst };
-        Some(Path { wire, mtu: self.config.mtu, capabilities: self.link.capabilities })
+        let wire = crate::net::Wire {
+            link: self.link.id,
+            src: self.neighbours.gateway_mac(),
+            dst,
+        };
+        Some(Path {
+            wire,
+            mtu: self.config.mtu,
+            capabilities: self.link.capabilities,
+        })
     }
 
     /// Numbers of frames and flows.

@@ -75,13 +75,29 @@ impl Neighbours {
     }
 
     /// Asks who has `addr`.
-    pub fn solicit(&self, tx: &mut TxBatch, link: crate::buf::LinkId, from: Ipv4Addr, addr: Ipv4Addr) -> bool {
-        let wire = Wire { link, src: self.gateway_mac, dst: Mac::BROADCAST };
+    pub fn solicit(
+        &self,
+        tx: &mut TxBatch,
+        link: crate::buf::LinkId,
+        from: Ipv4Addr,
+        addr: Ipv4Addr,
+    ) -> bool {
+        let wire = Wire {
+            link,
+            src: self.gateway_mac,
+            dst: Mac::BROADCAST,
+        };
         emit::arp(tx, wire, true, from, addr)
     }
 
     /// Answers an ARP request for one of our addresses, and learns from what it says.
-    pub fn handle_arp(&mut self, plan: &AddressPlan, tx: &mut TxBatch, wire: Wire, arp: Arp) -> Disposition {
+    pub fn handle_arp(
+        &mut self,
+        plan: &AddressPlan,
+        tx: &mut TxBatch,
+        wire: Wire,
+        arp: Arp,
+    ) -> Disposition {
         if plan.is_guest_side(arp.sender.into()) && arp.sender_mac == wire.src {
             self.learn(arp.sender.into(), arp.sender_mac);
         }
@@ -91,7 +107,11 @@ impl Neighbours {
         if !plan.is_gateway_side(arp.target.into()) {
             return Disposition::Dropped(DropReason::ArpIgnored);
         }
-        let back = Wire { link: wire.link, src: self.gateway_mac, dst: wire.src };
+        let back = Wire {
+            link: wire.link,
+            src: self.gateway_mac,
+            dst: wire.src,
+        };
         if emit::arp_reply(tx, back, arp) {
             Disposition::Answered
         } else {

@@ -14,7 +14,7 @@ use crate::flow::tcp::TcpFlow;
 use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, TcpSocket, Token, UdpSocket};
-use crate::net::emit::{self, DatagramId, Ends};
+use crate::net::emit::{self, Datagram, DatagramId, Ends};
 use crate::net::{Duration, Instant, Wire};
 
 use super::{Stack, mapping};
@@ -56,14 +56,20 @@ pub struct Published<H: Host> {
 
 impl<H: Host> Default for Published<H> {
     fn default() -> Self {
-        Self { ports: BTreeMap::new(), next_id: 1, paused_until: None }
+        Self {
+            ports: BTreeMap::new(),
+            next_id: 1,
+            paused_until: None,
+        }
     }
 }
 
 impl<H: Host> Published<H> {
     /// Some UDP port is published.
     pub(super) fn has_udp(&self) -> bool {
-        self.ports.values().any(|port| matches!(port.socket, Socket::Udp(_)))
+        self.ports
+            .values()
+            .any(|port| matches!(port.socket, Socket::Udp(_)))
     }
 
     /// The socket of a published UDP port.
@@ -79,6 +85,9 @@ impl<H: Host> Published<H> {
 enum Step {
     Taken,
     Empty,
+    /// The transmit batch is full: in the next turn.
+    Later,
+    /// Out of descriptors: after a pause.
     Exhausted,
 }
 
@@ -95,7 +104,14 @@ impl<H: Host> Stack<H> {
             Protocol::Udp => Socket::Udp(host.udp_open(token, DatagramRole::Published(rule.host))?),
         };
         self.published.next_id += 1;
-        self.published.ports.insert(id, Port { rule, socket, pending: false });
+        self.published.ports.insert(
+            id,
+            Port {
+                rule,
+                socket,
+                pending: false,
+            },
+        );
         Ok(id)
     }
 
@@ -106,20 +122,30 @@ impl<H: Host> Stack<H> {
 
     /// The published ports.
     pub fn published(&self) -> impl Iterator<Item = (usize, Publish)> {
-        self.published.ports.iter().map(|(id, port)| (*id, port.rule))
+        self.published
+            .ports
+            .iter()
+            .map(|(id, port)| (*id, port.rule))
     }
 
     /// A published port has connections or datagrams.
     pub(super) fn published_ready(&mut self, turn: &mut Turn<'_, H>, id: usize) {
         for _ in 0..BUDGET {
             let step = match self.published.ports.get(&id) {
-                Some(Port { socket: Socket::Tcp(_), .. }) => self.take_connection(turn, id),
-                Some(Port { socket: Socket::Udp(_), .. }) => self.take_datagram(turn, id),
+                Some(Port {
+                    socket: Socket::Tcp(_),
+                    ..
+                }) => self.take_connection(turn, id),
+                Some(Port {
+                    socket: Socket::Udp(_),
+                    ..
+                }) => self.take_datagram(turn, id),
                 None => return,
             };
             match step {
                 Step::Taken => {}
                 Step::Empty => return self.set_pending(id, false),
+                Step::Later => return self.set_pending(id, true),
                 Step::Exhausted => {
                     self.published.paused_until = Some(turn.now + PAUSE);
                     return self.set_pending(id, true);
@@ -137,7 +163,11 @@ impl<H: Host> Stack<H> {
 
     /// Serves the ports that were left with something to take; true when some are again.
     pub(super) fn published_pending(&mut self, turn: &mut Turn<'_, H>) -> bool {
-        if self.published.paused_until.is_some_and(|until| turn.now < until) {
+        if self
+            .published
+            .paused_until
+            .is_some_and(|until| turn.now < until)
+        {
             return false;
         }
         self.published.paused_until = None;
@@ -151,7 +181,11 @@ impl<H: Host> Stack<H> {
     }
 
     fn first_pending(&self) -> Option<usize> {
-        self.published.ports.iter().find(|(_, port)| port.pending).map(|(id, _)| *id)
+        self.published
+            .ports
+            .iter()
+            .find(|(_, port)| port.pending)
+            .map(|(id, _)| *id)
     }
 
     /// When ports that had to pause want to be served again.
@@ -160,7 +194,12 @@ impl<H: Host> Stack<H> {
     }
 
     fn take_connection(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Step {
-        let Some(Port { rule, socket: Socket::Tcp(listener), .. }) = self.published.ports.get(&id) else {
+        let Some(Port {
+            rule,
+            socket: Socket::Tcp(listener),
+            ..
+        }) = self.published.ports.get(&id)
+        else {
             return Step::Empty;
         };
         let guest = rule.guest;
@@ -182,20 +221,36 @@ impl<H: Host> Stack<H> {
         guest: SocketAddr,
     ) -> io::Result<()> {
         let seen = mapping::seen_inside(&self.config, client);
-        let (Some(seen), Ok(token), Some(path)) =
-            (self.free_endpoint(guest, seen), self.table.next_token(), self.path(guest.ip()))
-        else {
+        let (Some(seen), Ok(token), Some(path)) = (
+            self.free_endpoint(guest, seen),
+            self.table.next_token(),
+            self.path(guest.ip()),
+        ) else {
             self.counters.flows_refused += 1;
             socket.reset();
             return Err(ErrorKind::QuotaExceeded.into());
         };
         turn.host.tcp_watch(token, &socket)?;
-        let engine = self.engines.engine(turn.now, path, seen.ip(), self.secrets.next_u64());
-        let ends = Ends { src: guest, dst: seen };
-        let flow = TcpFlow::published(ends, path, socket, engine, turn.now).ok_or(ErrorKind::InvalidInput)?;
-        let key = FlowKey::Tcp { link: self.link.id, guest, remote: seen };
+        let engine = self
+            .engines
+            .engine(turn.now, path, seen.ip(), self.secrets.next_u64());
+        let ends = Ends {
+            src: guest,
+            dst: seen,
+        };
+        let flow = TcpFlow::published(ends, path, socket, engine, turn.now)
+            .ok_or(ErrorKind::InvalidInput)?;
+        let key = FlowKey::Tcp {
+            link: self.link.id,
+            guest,
+            remote: seen,
+        };
         let inserted = self.table.insert(key, Flow::Tcp(flow), turn.now + PAUSE);
-        debug_assert_eq!(inserted, Ok(token), "the token that the socket is watched with");
+        debug_assert_eq!(
+            inserted,
+            Ok(token),
+            "the token that the socket is watched with"
+        );
         self.counters.flows_opened += 1;
         self.make_ready(token);
         Ok(())
@@ -207,10 +262,16 @@ impl<H: Host> Stack<H> {
         let link = self.link.id;
         let mut candidate = seen;
         for _ in 0..PORT_ATTEMPTS {
-            let key = FlowKey::Tcp { link, guest, remote: candidate };
+            let key = FlowKey::Tcp {
+                link,
+                guest,
+                remote: candidate,
+            };
             let over = match self.table.find(&key) {
                 None => true,
-                Some(token) => matches!(self.table.get(token), Some(Flow::Tcp(flow)) if flow.is_over()),
+                Some(token) => {
+                    matches!(self.table.get(token), Some(Flow::Tcp(flow)) if flow.is_over())
+                }
             };
             if over {
                 if let Some(token) = self.table.find(&key) {
@@ -225,9 +286,14 @@ impl<H: Host> Stack<H> {
 
     fn take_datagram(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Step {
         if !turn.tx.has_room() {
-            return Step::Exhausted;
+            return Step::Later;
         }
-        let Some(Port { rule, socket: Socket::Udp(socket), .. }) = self.published.ports.get_mut(&id) else {
+        let Some(Port {
+            rule,
+            socket: Socket::Udp(socket),
+            ..
+        }) = self.published.ports.get_mut(&id)
+        else {
             return Step::Empty;
         };
         let guest = rule.guest;
@@ -236,12 +302,23 @@ impl<H: Host> Stack<H> {
             Err(error) => {
                 // An error that an answer to a client earned: it concerns nobody here.
                 let drained = socket.queued_error(&mut self.scratch).is_some();
-                return if drained { Step::Taken } else { after_error(&error) };
+                return if drained {
+                    Step::Taken
+                } else {
+                    after_error(&error)
+                };
             }
         };
         let seen = mapping::seen_inside(&self.config, client);
-        let peer = PublishedPeer { published: id, client };
-        let key = FlowKey::Peer { link: self.link.id, guest, remote: seen };
+        let peer = PublishedPeer {
+            published: id,
+            client,
+        };
+        let key = FlowKey::Peer {
+            link: self.link.id,
+            guest,
+            remote: seen,
+        };
         let deadline = PublishedPeer::deadline(turn.now);
         match self.table.find(&key) {
             Some(token) => {
@@ -257,9 +334,22 @@ impl<H: Host> Stack<H> {
             None => self.counters.flows_opened += 1,
         }
         if let Some(dst) = self.neighbours.lookup(guest.ip()) {
-            let wire = Wire { link: self.link.id, src: self.neighbours.gateway_mac(), dst };
-            let datagram = DatagramId(self.secrets.next_u16());
-            emit::udp(turn.tx, wire, self.config.mtu, Ends { src: seen, dst: guest }, datagram, &self.scratch[..len]);
+            let wire = Wire {
+                link: self.link.id,
+                src: self.neighbours.gateway_mac(),
+                dst,
+            };
+            let ends = Ends {
+                src: seen,
+                dst: guest,
+            };
+            let id = DatagramId(self.secrets.next_u16());
+            let datagram = Datagram {
+                ends,
+                id,
+                payload: &self.scratch[..len],
+            };
+            emit::udp(turn.tx, wire, self.config.mtu, datagram);
         }
         Step::Taken
     }
@@ -267,12 +357,13 @@ impl<H: Host> Stack<H> {
 
 /// Nothing left, out of descriptors, or a client that is gone again already.
 fn after_error(error: &io::Error) -> Step {
-    match error.kind() {
-        ErrorKind::WouldBlock => Step::Empty,
-        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => Step::Taken,
-        _ => {
-            tracing::warn!(%error, "published port pauses");
-            Step::Exhausted
-        }
+    let kind = error.kind();
+    if kind == ErrorKind::WouldBlock {
+        Step::Empty
+    } else if kind == ErrorKind::Interrupted || kind == ErrorKind::ConnectionAborted {
+        Step::Taken
+    } else {
+        tracing::warn!(%error, "published port pauses");
+        Step::Exhausted
     }
 }

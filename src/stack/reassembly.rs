@@ -64,7 +64,12 @@ impl Reassembly {
     /// Nothing held.
     #[must_use]
     pub fn new(hash: KeyedState) -> Self {
-        Self { partial: HashMap::with_hasher(hash), order: VecDeque::new(), bytes: 0, serial: 0 }
+        Self {
+            partial: HashMap::with_hasher(hash),
+            order: VecDeque::new(),
+            bytes: 0,
+            serial: 0,
+        }
     }
 
     /// Takes a fragment; gives the datagram when this was the last that was missing, and the
@@ -75,11 +80,16 @@ impl Reassembly {
     pub fn add(
         &mut self,
         now: Instant,
-        link: LinkId,
         ip: &Ip<'_>,
         fragment: Fragment,
     ) -> Result<(Option<Datagram>, u64), DropReason> {
-        let key = Key { link, src: ip.src, dst: ip.dst, protocol: ip.protocol, id: fragment.id };
+        let key = Key {
+            link: ip.wire.link,
+            src: ip.src,
+            dst: ip.dst,
+            protocol: ip.protocol,
+            id: fragment.id,
+        };
         let end = fragment.offset + ip.payload.len();
         if end > MAX_PAYLOAD {
             self.forget(&key);
@@ -92,7 +102,11 @@ impl Reassembly {
         if !self.partial.contains_key(&key) {
             self.begin(now, key);
         }
-        let grown = match self.partial.get_mut(&key).map(|partial| partial.add(ip, fragment)) {
+        let grown = match self
+            .partial
+            .get_mut(&key)
+            .map(|partial| partial.add(ip, fragment))
+        {
             Some(Ok(grown)) => grown,
             Some(Err(reason)) => {
                 self.forget(&key);
@@ -118,7 +132,8 @@ impl Reassembly {
             received: Vec::new(),
             total: None,
         };
-        self.order.push_back((partial.deadline, key, partial.serial));
+        self.order
+            .push_back((partial.deadline, key, partial.serial));
         self.partial.insert(key, partial);
     }
 
@@ -132,14 +147,18 @@ impl Reassembly {
     }
 
     fn is_held(&self, key: &Key, serial: u64) -> bool {
-        self.partial.get(key).is_some_and(|partial| partial.serial == serial)
+        self.partial
+            .get(key)
+            .is_some_and(|partial| partial.serial == serial)
     }
 
     /// Drops the oldest until the bounds hold again; returns how many.
     fn make_room(&mut self) -> u64 {
         let mut evicted = 0;
         while self.partial.len() > MAX_DATAGRAMS || self.bytes > MAX_BYTES {
-            let Some((_, key, serial)) = self.order.pop_front() else { break };
+            let Some((_, key, serial)) = self.order.pop_front() else {
+                break;
+            };
             if self.is_held(&key, serial) {
                 self.forget(&key);
                 evicted += 1;
@@ -183,9 +202,16 @@ impl Reassembly {
     /// # Errors
     /// What does not.
     pub fn check(&self) -> Result<(), String> {
-        let bytes: usize = self.partial.values().map(|partial| partial.payload.len()).sum();
+        let bytes: usize = self
+            .partial
+            .values()
+            .map(|partial| partial.payload.len())
+            .sum();
         if bytes != self.bytes || bytes > MAX_BYTES || self.partial.len() > MAX_DATAGRAMS {
-            return Err(format!("reassembly holds {bytes} bytes, counted {}", self.bytes));
+            return Err(format!(
+                "reassembly holds {bytes} bytes, counted {}",
+                self.bytes
+            ));
         }
         Ok(())
     }
@@ -198,7 +224,11 @@ impl Partial {
         if self.received.contains(&(start, end)) || self.covers_same(start, ip.payload) {
             return Ok(0);
         }
-        if self.received.iter().any(|&(from, to)| start < to && from < end) {
+        if self
+            .received
+            .iter()
+            .any(|&(from, to)| start < to && from < end)
+        {
             return Err(DropReason::FragmentOverlap);
         }
         let contradicts = |total: usize| end > total || (!fragment.more && end != total);
@@ -224,7 +254,10 @@ impl Partial {
     /// A repeated fragment inside what is here, with the same bytes.
     fn covers_same(&self, start: usize, bytes: &[u8]) -> bool {
         let end = start + bytes.len();
-        self.received.iter().any(|&(from, to)| from <= start && end <= to) && self.payload[start..end] == *bytes
+        self.received
+            .iter()
+            .any(|&(from, to)| from <= start && end <= to)
+            && self.payload[start..end] == *bytes
     }
 
     fn note(&mut self, start: usize, end: usize) {
@@ -240,7 +273,8 @@ impl Partial {
     }
 
     fn is_whole(&self) -> bool {
-        self.total.is_some_and(|total| self.received == [(0, total)])
+        self.total
+            .is_some_and(|total| self.received == [(0, total)])
     }
 
     fn into_datagram(self) -> Datagram {
@@ -262,10 +296,23 @@ mod tests {
         Reassembly::new(KeyedState::new((1, 2)))
     }
 
-    fn add(r: &mut Reassembly, now: i64, id: u16, offset: usize, more: bool, payload: &[u8]) -> Result<Option<Vec<u8>>, DropReason> {
+    fn add(
+        r: &mut Reassembly,
+        now: i64,
+        id: u16,
+        offset: usize,
+        more: bool,
+        payload: &[u8],
+    ) -> Result<Option<Vec<u8>>, DropReason> {
         let mut bytes = vec![0x45; 20];
         bytes.extend(payload);
+        let mac = crate::net::Mac([2; 6]);
         let ip = Ip {
+            wire: crate::net::Wire {
+                link: LINK,
+                src: mac,
+                dst: mac,
+            },
             src: [10, 0, 2, 100].into(),
             dst: [192, 0, 2, 1].into(),
             protocol: 17,
@@ -276,8 +323,10 @@ mod tests {
             checksum_verified: false,
             udp_segment: None,
         };
-        let whole = r.add(Instant::from_secs(now), LINK, &ip, Fragment { id, offset, more })?;
-        Ok(whole.0.map(|datagram| datagram.bytes[datagram.header_len..].to_vec()))
+        let whole = r.add(Instant::from_secs(now), &ip, Fragment { id, offset, more })?;
+        Ok(whole
+            .0
+            .map(|datagram| datagram.bytes[datagram.header_len..].to_vec()))
     }
 
     #[test]
@@ -294,15 +343,29 @@ mod tests {
     fn duplicates_pass_overlaps_kill() {
         let mut r = reassembly();
         assert_eq!(add(&mut r, 0, 1, 0, true, &[1; 16]), Ok(None));
-        assert_eq!(add(&mut r, 0, 1, 0, true, &[1; 16]), Ok(None), "exact duplicate");
-        assert_eq!(add(&mut r, 0, 1, 8, true, &[9; 16]), Err(DropReason::FragmentOverlap));
-        assert_eq!(add(&mut r, 0, 1, 16, false, &[2; 8]), Ok(None), "the first part is gone");
+        assert_eq!(
+            add(&mut r, 0, 1, 0, true, &[1; 16]),
+            Ok(None),
+            "exact duplicate"
+        );
+        assert_eq!(
+            add(&mut r, 0, 1, 8, true, &[9; 16]),
+            Err(DropReason::FragmentOverlap)
+        );
+        assert_eq!(
+            add(&mut r, 0, 1, 16, false, &[2; 8]),
+            Ok(None),
+            "the first part is gone"
+        );
     }
 
     #[test]
     fn the_ping_of_death_is_too_long() {
         let mut r = reassembly();
-        assert_eq!(add(&mut r, 0, 1, 65_512, false, &[0; 400]), Err(DropReason::FragmentTooLong));
+        assert_eq!(
+            add(&mut r, 0, 1, 65_512, false, &[0; 400]),
+            Err(DropReason::FragmentTooLong)
+        );
         assert_eq!(r.check(), Ok(()));
     }
 

@@ -28,13 +28,10 @@ enum Refusal {
 
 /// What a router or host would say where `connect(2)` reports this.
 fn refusal(error: &io::Error) -> Refusal {
-    match error.kind() {
-        ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => Refusal::Unreachable(IcmpError::NetUnreachable),
-        ErrorKind::HostUnreachable | ErrorKind::TimedOut | ErrorKind::AddrNotAvailable => {
-            Refusal::Unreachable(IcmpError::HostUnreachable)
-        }
-        ErrorKind::PermissionDenied => Refusal::Unreachable(IcmpError::AdministrativelyProhibited),
-        _ => Refusal::Reset,
+    match super::udp::unreachable(error) {
+        // Nobody listens, or we are out of something: TCP says both by a RST.
+        None | Some(IcmpError::PortUnreachable) => Refusal::Reset,
+        Some(said) => Refusal::Unreachable(said),
     }
 }
 
@@ -42,7 +39,6 @@ impl<H: Host> Stack<H> {
     pub(super) fn guest_tcp(
         &mut self,
         turn: &mut Turn<'_, H>,
-        wire: Wire,
         ip: &Ip<'_>,
         segment: &TcpSegment,
     ) -> Disposition {
@@ -50,7 +46,11 @@ impl<H: Host> Stack<H> {
             src: SocketAddr::new(ip.src, segment.src_port),
             dst: SocketAddr::new(ip.dst, segment.dst_port),
         };
-        let key = FlowKey::Tcp { link: wire.link, guest: ends.src, remote: ends.dst };
+        let key = FlowKey::Tcp {
+            link: ip.wire.link,
+            guest: ends.src,
+            remote: ends.dst,
+        };
         if let Some(token) = self.table.find(&key)
             && let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
         {
@@ -63,23 +63,42 @@ impl<H: Host> Stack<H> {
             self.table.remove(token);
         }
         if segment.is_connect() {
-            return self.open_tcp(turn, wire, ip, ends, segment);
+            return self.open_tcp(turn, ip, ends, segment);
         }
         if segment.has(tcp_flags::RST) {
             return Disposition::Dropped(DropReason::TcpNoFlow);
         }
-        self.reset(turn, wire, ends, segment)
+        self.reset(turn, ip.wire, ends, segment)
     }
 
     /// Refuses a segment with the RST of RFC 9293 3.10.7.1.
-    fn reset(&self, turn: &mut Turn<'_, H>, wire: Wire, ends: Ends, segment: &TcpSegment) -> Disposition {
-        let control = u32::from(segment.has(tcp_flags::SYN)) + u32::from(segment.has(tcp_flags::FIN));
+    fn reset(
+        &self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        ends: Ends,
+        segment: &TcpSegment,
+    ) -> Disposition {
+        let control =
+            u32::from(segment.has(tcp_flags::SYN)) + u32::from(segment.has(tcp_flags::FIN));
         let length = u32::try_from(segment.payload_len).unwrap_or(0) + control;
         let answer = if segment.has(tcp_flags::ACK) {
-            BareSegment { ends: ends.reversed(), seq: segment.ack, ack: 0, flags: tcp_flags::RST, window: 0 }
+            BareSegment {
+                ends: ends.reversed(),
+                seq: segment.ack,
+                ack: 0,
+                flags: tcp_flags::RST,
+                window: 0,
+            }
         } else {
             let ack = segment.seq.wrapping_add(length);
-            BareSegment { ends: ends.reversed(), seq: 0, ack, flags: tcp_flags::RST | tcp_flags::ACK, window: 0 }
+            BareSegment {
+                ends: ends.reversed(),
+                seq: 0,
+                ack,
+                flags: tcp_flags::RST | tcp_flags::ACK,
+                window: 0,
+            }
         };
         if emit::tcp_bare(turn.tx, self.back(wire), answer) {
             Disposition::Answered
@@ -91,7 +110,6 @@ impl<H: Host> Stack<H> {
     fn open_tcp(
         &mut self,
         turn: &mut Turn<'_, H>,
-        wire: Wire,
         ip: &Ip<'_>,
         ends: Ends,
         segment: &TcpSegment,
@@ -100,39 +118,53 @@ impl<H: Host> Stack<H> {
             Verdict::Host(to) => to,
             Verdict::Resolver => match self.tcp_resolver(turn.host) {
                 Some(resolver) => resolver,
-                None => return self.reset(turn, wire, ends, segment),
+                None => return self.reset(turn, ip.wire, ends, segment),
             },
-            Verdict::Refuse => return self.reset(turn, wire, ends, segment),
+            Verdict::Refuse => return self.reset(turn, ip.wire, ends, segment),
             Verdict::Unreachable(error) => {
-                self.tell(turn, wire, ip, error);
+                self.tell(turn, ip, error);
                 return Disposition::Answered;
             }
             Verdict::Drop(reason) => return Disposition::Dropped(reason),
         };
         let Ok(token) = self.table.next_token() else {
             self.counters.flows_refused += 1;
-            return self.reset(turn, wire, ends, segment);
+            return self.reset(turn, ip.wire, ends, segment);
         };
-        let Some(path) = self.path(ends.src.ip()) else { return Disposition::Dropped(DropReason::NoNeighbour) };
+        let Some(path) = self.path(ends.src.ip()) else {
+            return Disposition::Dropped(DropReason::NoNeighbour);
+        };
         let socket = match turn.host.tcp_connect(token, to) {
             Ok(socket) => socket,
             Err(error) => {
                 tracing::debug!(%to, %error, "connect failed");
                 return match refusal(&error) {
-                    Refusal::Reset => self.reset(turn, wire, ends, segment),
+                    Refusal::Reset => self.reset(turn, ip.wire, ends, segment),
                     Refusal::Unreachable(error) => {
-                        self.tell(turn, wire, ip, error);
+                        self.tell(turn, ip, error);
                         Disposition::Answered
                     }
                 };
             }
         };
-        let syn = Syn { seq: segment.seq, window: segment.window, options: parse::syn_options(ip.payload) };
+        let syn = Syn {
+            seq: segment.seq,
+            window: segment.window,
+            options: parse::syn_options(ip.payload),
+        };
         let flow = TcpFlow::connecting(ends, path, socket, syn);
-        let key = FlowKey::Tcp { link: wire.link, guest: ends.src, remote: ends.dst };
+        let key = FlowKey::Tcp {
+            link: ip.wire.link,
+            guest: ends.src,
+            remote: ends.dst,
+        };
         let deadline = TcpFlow::<H::Tcp>::connect_deadline(turn.now);
         let inserted = self.table.insert(key, Flow::Tcp(flow), deadline);
-        debug_assert_eq!(inserted, Ok(token), "the token that the socket was opened with");
+        debug_assert_eq!(
+            inserted,
+            Ok(token),
+            "the token that the socket was opened with"
+        );
         self.counters.flows_opened += 1;
         Disposition::Forwarded
     }
@@ -140,7 +172,9 @@ impl<H: Host> Stack<H> {
     /// The resolver that TCP queries go to: the one that answered last, or else the first.
     fn tcp_resolver(&self, host: &mut H) -> Option<SocketAddr> {
         let resolvers = host.resolvers();
-        self.resolver.filter(|last| resolvers.contains(last)).or_else(|| resolvers.first().copied())
+        self.resolver
+            .filter(|last| resolvers.contains(last))
+            .or_else(|| resolvers.first().copied())
     }
 
     /// Puts a flow in the queue of those with something to do.
@@ -152,7 +186,9 @@ impl<H: Host> Stack<H> {
     }
 
     pub(super) fn tcp_connect_ended(&mut self, turn: &mut Turn<'_, H>, token: Token) {
-        let Some(Flow::Tcp(flow)) = self.table.get_mut(token) else { return };
+        let Some(Flow::Tcp(flow)) = self.table.get_mut(token) else {
+            return;
+        };
         let (engines, secrets, now) = (&mut self.engines, &mut self.secrets, turn.now);
         let engine = |path, local| engines.engine(now, path, local, secrets.next_u64());
         match flow.finish_connect(now, turn.tx, engine) {
@@ -168,8 +204,12 @@ impl<H: Host> Stack<H> {
 
     /// Ends a flow that never came to be; a guest that waits is told why.
     fn tcp_refused(&mut self, turn: &mut Turn<'_, H>, token: Token, error: &io::Error) {
-        let Some(Flow::Tcp(flow)) = self.table.remove(token) else { return };
-        let Some(syn) = flow.waiting_syn() else { return };
+        let Some(Flow::Tcp(flow)) = self.table.remove(token) else {
+            return;
+        };
+        let Some(syn) = flow.waiting_syn() else {
+            return;
+        };
         tracing::debug!(to = %flow.ends.dst, %error, "connect failed");
         match refusal(error) {
             Refusal::Reset => {
@@ -183,7 +223,9 @@ impl<H: Host> Stack<H> {
                 emit::tcp_bare(turn.tx, flow.wire(), answer);
             }
             Refusal::Unreachable(error) => {
-                let Some(original) = emit::quoted_syn(flow.ends, syn.seq) else { return };
+                let Some(original) = emit::quoted_syn(flow.ends, syn.seq) else {
+                    return;
+                };
                 let from = self.config.plan.gateway().into();
                 emit::icmp_error(turn.tx, flow.wire(), from, error, &original);
             }
@@ -230,7 +272,10 @@ mod tests {
         assert_eq!(said(101), Refusal::Unreachable(IcmpError::NetUnreachable));
         assert_eq!(said(113), Refusal::Unreachable(IcmpError::HostUnreachable));
         assert_eq!(said(110), Refusal::Unreachable(IcmpError::HostUnreachable));
-        assert_eq!(said(1), Refusal::Unreachable(IcmpError::AdministrativelyProhibited));
+        assert_eq!(
+            said(1),
+            Refusal::Unreachable(IcmpError::AdministrativelyProhibited)
+        );
         assert_eq!(said(24), Refusal::Reset);
     }
 }

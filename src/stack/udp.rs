@@ -10,7 +10,7 @@ use crate::flow::key::FlowKey;
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, QueuedError, Token, UdpSocket};
-use crate::net::emit::{self, DatagramId, Ends, IcmpError};
+use crate::net::emit::{self, Datagram, DatagramId, Ends, IcmpError};
 use crate::net::parse::{Ip, UdpDatagram};
 use crate::net::{DropReason, Wire};
 
@@ -21,35 +21,50 @@ use super::mapping::{self, Verdict};
 /// Datagrams that one socket may deliver in one turn.
 const BUDGET: usize = 64;
 
-/// What a router would say where `sendto(2)` reports this; `None` where it would say nothing.
+/// What a router would say where `connect(2)` or `sendto(2)` reports this; `None` where it would say nothing.
 pub(super) fn unreachable(error: &io::Error) -> Option<IcmpError> {
-    match error.kind() {
-        ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => Some(IcmpError::NetUnreachable),
-        ErrorKind::HostUnreachable | ErrorKind::AddrNotAvailable => Some(IcmpError::HostUnreachable),
-        ErrorKind::PermissionDenied => Some(IcmpError::AdministrativelyProhibited),
-        ErrorKind::ConnectionRefused => Some(IcmpError::PortUnreachable),
-        _ => None,
-    }
+    let known = [
+        (ErrorKind::NetworkUnreachable, IcmpError::NetUnreachable),
+        (ErrorKind::NetworkDown, IcmpError::NetUnreachable),
+        (ErrorKind::HostUnreachable, IcmpError::HostUnreachable),
+        (ErrorKind::AddrNotAvailable, IcmpError::HostUnreachable),
+        (ErrorKind::TimedOut, IcmpError::HostUnreachable),
+        (
+            ErrorKind::PermissionDenied,
+            IcmpError::AdministrativelyProhibited,
+        ),
+        (ErrorKind::ConnectionRefused, IcmpError::PortUnreachable),
+    ];
+    known
+        .into_iter()
+        .find(|(kind, _)| *kind == error.kind())
+        .map(|(_, said)| said)
 }
 
 impl<H: Host> Stack<H> {
     pub(super) fn guest_udp(
         &mut self,
         turn: &mut Turn<'_, H>,
-        wire: Wire,
         ip: &Ip<'_>,
         udp: &UdpDatagram<'_>,
     ) -> Disposition {
         let guest = SocketAddr::new(ip.src, udp.src_port);
         let remote = SocketAddr::new(ip.dst, udp.dst_port);
-        let sent = match self.send_to_client(turn, wire, ip, Ends { src: guest, dst: remote }) {
+        let sent = match self.send_to_client(
+            turn,
+            ip,
+            Ends {
+                src: guest,
+                dst: remote,
+            },
+        ) {
             Some(sent) => sent,
             None => match mapping::verdict(&self.config, remote) {
-                Verdict::Host(to) => self.send_to_host(turn, wire, ip, guest, to),
-                Verdict::Resolver => return self.guest_query(turn, wire, guest, udp.payload),
+                Verdict::Host(to) => self.send_to_host(turn, ip, guest, to),
+                Verdict::Resolver => return self.guest_query(turn, ip.wire, guest, udp.payload),
                 Verdict::Refuse => Err(ErrorKind::ConnectionRefused.into()),
                 Verdict::Unreachable(error) => {
-                    self.tell(turn, wire, ip, error);
+                    self.tell(turn, ip, error);
                     return Disposition::Answered;
                 }
                 Verdict::Drop(reason) => return Disposition::Dropped(reason),
@@ -59,7 +74,7 @@ impl<H: Host> Stack<H> {
             Ok(()) => Disposition::Forwarded,
             Err(error) => match unreachable(&error) {
                 Some(error) => {
-                    self.tell(turn, wire, ip, error);
+                    self.tell(turn, ip, error);
                     Disposition::Answered
                 }
                 None => Disposition::Dropped(DropReason::HostBusy),
@@ -68,47 +83,73 @@ impl<H: Host> Stack<H> {
     }
 
     /// A guest's datagram to a client of one of its published ports; `None` where it is not one.
-    fn send_to_client(&mut self, turn: &mut Turn<'_, H>, wire: Wire, ip: &Ip<'_>, ends: Ends) -> Option<io::Result<()>> {
+    fn send_to_client(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        ip: &Ip<'_>,
+        ends: Ends,
+    ) -> Option<io::Result<()>> {
         if !self.published.has_udp() {
             return None;
         }
-        let key = FlowKey::Peer { link: wire.link, guest: ends.src, remote: ends.dst };
+        let key = FlowKey::Peer {
+            link: ip.wire.link,
+            guest: ends.src,
+            remote: ends.dst,
+        };
         let token = self.table.find(&key)?;
-        let Some(Flow::Peer(peer)) = self.table.get(token) else { return None };
+        let Some(Flow::Peer(peer)) = self.table.get(token) else {
+            return None;
+        };
         let (published, client) = (peer.published, peer.client);
         let socket = self.published.udp(published)?;
-        self.table.set_deadline(token, PublishedPeer::deadline(turn.now));
+        self.table
+            .set_deadline(token, PublishedPeer::deadline(turn.now));
         Some(socket.send_to(client, payload(ip), ip.udp_segment))
     }
 
     fn send_to_host(
         &mut self,
         turn: &mut Turn<'_, H>,
-        wire: Wire,
         ip: &Ip<'_>,
         guest: SocketAddr,
         to: SocketAddr,
     ) -> io::Result<()> {
-        let key = FlowKey::Udp { link: wire.link, guest };
+        let key = FlowKey::Udp {
+            link: ip.wire.link,
+            guest,
+        };
         let token = match self.table.find(&key) {
             Some(token) => token,
-            None => self.open_udp(turn, wire, key, guest)?,
+            None => self.open_udp(turn, ip.wire, key, guest)?,
         };
-        let Some(Flow::Udp(flow)) = self.table.get_mut(token) else { return Ok(()) };
+        let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
+            return Ok(());
+        };
         let deadline = flow.sent(turn.now, to);
         let sent = flow.socket.send_to(to, payload(ip), ip.udp_segment);
         self.table.set_deadline(token, deadline);
         sent
     }
 
-    fn open_udp(&mut self, turn: &mut Turn<'_, H>, wire: Wire, key: FlowKey, guest: SocketAddr) -> io::Result<Token> {
+    fn open_udp(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        key: FlowKey,
+        guest: SocketAddr,
+    ) -> io::Result<Token> {
         let refused = |counters: &mut super::Counters| {
             counters.flows_refused += 1;
             // The guest hears "administratively prohibited".
             io::Error::from(ErrorKind::PermissionDenied)
         };
-        let Ok(token) = self.table.next_token() else { return Err(refused(&mut self.counters)) };
-        let role = DatagramRole::Outbound { ipv6: guest.is_ipv6() };
+        let Ok(token) = self.table.next_token() else {
+            return Err(refused(&mut self.counters));
+        };
+        let role = DatagramRole::Outbound {
+            ipv6: guest.is_ipv6(),
+        };
         let socket = turn.host.udp_open(token, role).map_err(|error| {
             tracing::debug!(%guest, %error, "no UDP socket");
             refused(&mut self.counters)
@@ -116,7 +157,11 @@ impl<H: Host> Stack<H> {
         let flow = UdpFlow::new(socket, guest, self.back(wire));
         let deadline = turn.now;
         let inserted = self.table.insert(key, Flow::Udp(flow), deadline);
-        debug_assert_eq!(inserted, Ok(token), "the token that the socket was opened with");
+        debug_assert_eq!(
+            inserted,
+            Ok(token),
+            "the token that the socket was opened with"
+        );
         self.counters.flows_opened += 1;
         Ok(token)
     }
@@ -128,7 +173,9 @@ impl<H: Host> Stack<H> {
                 self.make_ready(token);
                 return;
             }
-            let Some(Flow::Udp(flow)) = self.table.get_mut(token) else { return };
+            let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
+                return;
+            };
             match flow.socket.recv_from(&mut self.scratch) {
                 Ok((len, from)) => self.deliver(turn, token, from, len),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -147,14 +194,24 @@ impl<H: Host> Stack<H> {
 
     /// Hands a datagram in the scratch memory to the guest.
     fn deliver(&mut self, turn: &mut Turn<'_, H>, token: Token, from: SocketAddr, len: usize) {
-        let Some(Flow::Udp(flow)) = self.table.get_mut(token) else { return };
+        let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
+            return;
+        };
         if from.ip().is_loopback() && !self.config.host_loopback {
             return;
         }
-        let ends = Ends { src: mapping::seen_inside(&self.config, from), dst: flow.guest };
+        let ends = Ends {
+            src: mapping::seen_inside(&self.config, from),
+            dst: flow.guest,
+        };
         let (deadline, wire) = (flow.received(turn.now), flow.wire);
         let id = DatagramId(self.secrets.next_u16());
-        if !emit::udp(turn.tx, wire, self.config.mtu, ends, id, &self.scratch[..len]) {
+        let datagram = Datagram {
+            ends,
+            id,
+            payload: &self.scratch[..len],
+        };
+        if !emit::udp(turn.tx, wire, self.config.mtu, datagram) {
             tracing::trace!(%from, "datagram lost: transmit batch full");
         }
         self.table.set_deadline(token, deadline);
@@ -162,11 +219,23 @@ impl<H: Host> Stack<H> {
 
     /// Passes an error on to the guest, from the router that reported it.
     fn report(&mut self, turn: &mut Turn<'_, H>, token: Token, queued: &QueuedError) {
-        let Some(Flow::Udp(flow)) = self.table.get(token) else { return };
+        let Some(Flow::Udp(flow)) = self.table.get(token) else {
+            return;
+        };
         let remote = mapping::seen_inside(&self.config, queued.destination);
         let quoted = &self.scratch[..queued.quoted.min(512)];
-        let Some(original) = emit::quoted_udp(Ends { src: flow.guest, dst: remote }, quoted) else { return };
-        let reporter = queued.reporter.map(|ip| mapping::seen_inside(&self.config, SocketAddr::new(ip, 0)).ip());
+        let Some(original) = emit::quoted_udp(
+            Ends {
+                src: flow.guest,
+                dst: remote,
+            },
+            quoted,
+        ) else {
+            return;
+        };
+        let reporter = queued
+            .reporter
+            .map(|ip| mapping::seen_inside(&self.config, SocketAddr::new(ip, 0)).ip());
         let from = reporter.unwrap_or_else(|| self.config.plan.gateway().into());
         emit::icmp_error(turn.tx, flow.wire, from, queued.error, &original);
     }
@@ -175,5 +244,7 @@ impl<H: Host> Stack<H> {
 /// The datagrams of a UDP packet: all behind its header, one or, with segmentation offload, several.
 fn payload<'a>(ip: &Ip<'a>) -> &'a [u8] {
     let length = usize::from(u16::from_be_bytes([ip.payload[4], ip.payload[5]]));
-    ip.payload.get(crate::net::UDP_HEADER..length).unwrap_or_default()
+    ip.payload
+        .get(crate::net::UDP_HEADER..length)
+        .unwrap_or_default()
 }

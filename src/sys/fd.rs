@@ -34,8 +34,18 @@ pub fn send(socket: &UnixStream, bytes: &[u8], descriptor: Option<&OwnedFd>) -> 
     let raw = descriptor.map(AsRawFd::as_raw_fd);
     let rights = raw.as_slice();
     let control = [ControlMessage::ScmRights(rights)];
-    let control = if rights.is_empty() { &[][..] } else { &control[..] };
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    let control = if rights.is_empty() {
+        &[][..]
+    } else {
+        &control[..]
+    };
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
     Ok(())
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Each file wraps one corner of the kernel and says which manual it follows. Descriptors are owned
 //! values, errors are [`std::io::Error`]. No policy and no logging: callers decide and report.
-#![allow(unsafe_code, reason = "this is the room for it; every block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "this is the room for it; every block says why it is sound"
+)]
 
 pub mod fd;
 pub mod memory;

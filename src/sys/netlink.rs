@@ -80,7 +80,11 @@ fn octets(addr: IpAddr) -> Vec<u8> {
 }
 
 fn family(addr: IpAddr) -> u8 {
-    byte(if addr.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 })
+    byte(if addr.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    })
 }
 
 impl Netlink {
@@ -95,17 +99,28 @@ impl Netlink {
             SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkRoute,
         )?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
     }
 
     fn call(&mut self, request: Request) -> io::Result<()> {
         self.sequence += 1;
         let bytes = request.finish(self.sequence);
-        sendto(self.socket.as_raw_fd(), &bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        sendto(
+            self.socket.as_raw_fd(),
+            &bytes,
+            &NetlinkAddr::new(0, 0),
+            MsgFlags::empty(),
+        )?;
         let mut answer = [0; 4096];
         let len = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
         // struct nlmsghdr (16 bytes), then struct nlmsgerr, which begins with the error.
-        let error = answer.get(16..20).filter(|_| len >= 20).and_then(|bytes| bytes.try_into().ok());
+        let error = answer
+            .get(16..20)
+            .filter(|_| len >= 20)
+            .and_then(|bytes| bytes.try_into().ok());
         match error.map(i32::from_ne_bytes) {
             Some(0) => Ok(()),
             Some(error) => Err(io::Error::from_raw_os_error(error.saturating_neg())),
@@ -143,7 +158,12 @@ impl Netlink {
     /// What the kernel reports; an address that is there already is no error.
     pub fn add_address(&mut self, index: u32, addr: IpAddr, prefix: u8) -> io::Result<()> {
         // struct ifaddrmsg: family, prefix length, flags, scope, index. IFA_F_NODAD is 2.
-        let mut body = vec![family(addr), prefix, 2, byte(libc::RT_SCOPE_UNIVERSE.into())];
+        let mut body = vec![
+            family(addr),
+            prefix,
+            2,
+            byte(libc::RT_SCOPE_UNIVERSE.into()),
+        ];
         body.extend(index.to_ne_bytes());
         let flags = bits(libc::NLM_F_CREATE | libc::NLM_F_REPLACE);
         let request = Request::new(libc::RTM_NEWADDR, flags, &body)
@@ -159,7 +179,11 @@ impl Netlink {
     pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
         // struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags.
         let mut body = vec![family(gateway), 0, 0, 0, libc::RT_TABLE_MAIN];
-        body.extend([libc::RTPROT_BOOT, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST]);
+        body.extend([
+            libc::RTPROT_BOOT,
+            libc::RT_SCOPE_UNIVERSE,
+            libc::RTN_UNICAST,
+        ]);
         body.extend(0_u32.to_ne_bytes());
         let flags = bits(libc::NLM_F_CREATE | libc::NLM_F_REPLACE);
         let request = Request::new(libc::RTM_NEWROUTE, flags, &body)

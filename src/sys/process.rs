@@ -68,7 +68,9 @@ pub fn restore_sigpipe() {
 pub fn exit_code(status: WaitStatus) -> Option<u8> {
     match status {
         WaitStatus::Exited(_, code) => Some(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
-        WaitStatus::Signaled(_, signal, _) => Some(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX)),
+        WaitStatus::Signaled(_, signal, _) => {
+            Some(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX))
+        }
         WaitStatus::Stopped(..)
         | WaitStatus::Continued(_)
         | WaitStatus::PtraceEvent(..)
@@ -86,7 +88,10 @@ mod tests {
     fn exit_codes_are_a_shell_s() {
         let pid = Pid::from_raw(1);
         assert_eq!(exit_code(WaitStatus::Exited(pid, 7)), Some(7));
-        assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGKILL, false)), Some(137));
+        assert_eq!(
+            exit_code(WaitStatus::Signaled(pid, Signal::SIGKILL, false)),
+            Some(137)
+        );
         assert_eq!(exit_code(WaitStatus::Stopped(pid, Signal::SIGSTOP)), None);
     }
 }

@@ -58,7 +58,10 @@ impl EventSet {
     /// # Errors
     /// `ENOSPC` at the limit on watches, `ENOMEM`.
     pub fn add(&self, descriptor: impl AsFd, data: u64) -> io::Result<()> {
-        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        let interest = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
         Ok(self.0.add(descriptor, EpollEvent::new(interest, data))?)
     }
 

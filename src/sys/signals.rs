@@ -13,8 +13,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 const SENT_BY_KERNEL: i32 = 0x80;
 
 /// Signals that end or are passed on; job control's stay with their default actions.
-pub const PASSED_ON: [Signal; 6] =
-    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+pub const PASSED_ON: [Signal; 6] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 /// A signal that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +52,10 @@ impl SignalSource {
     pub fn new() -> io::Result<Self> {
         let set = watched();
         set.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+        Ok(Self(SignalFd::with_flags(
+            &set,
+            SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+        )?))
     }
 
     /// The next signal that has arrived.
@@ -57,7 +66,10 @@ impl SignalSource {
         let info = self.0.read_signal()?.ok_or(io::ErrorKind::WouldBlock)?;
         let number = i32::try_from(info.ssi_signo).map_err(io::Error::other)?;
         let signal = Signal::try_from(number)?;
-        Ok(Arrived { signal, by_terminal: info.ssi_code == SENT_BY_KERNEL && signal != Signal::SIGHUP })
+        Ok(Arrived {
+            signal,
+            by_terminal: info.ssi_code == SENT_BY_KERNEL && signal != Signal::SIGHUP,
+        })
     }
 }
 

@@ -58,7 +58,11 @@ pub fn open(name: &str, vnet_header: bool) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: the pointer is to a live `ifreq`, which TUNSETIFF reads and writes.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(tun.into()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(tun.into())
+    }
 }
 
 /// Whether the tap was opened with a vnet header.
@@ -85,7 +89,11 @@ pub fn set_vnet_header_len(tap: BorrowedFd<'_>, len: usize) -> io::Result<()> {
     let len = libc::c_int::try_from(len).map_err(io::Error::other)?;
     // SAFETY: the pointer is to a live integer, which the call reads.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const len) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Tells the kernel which frames we can take, see [`offload`].
@@ -94,8 +102,18 @@ pub fn set_vnet_header_len(tap: BorrowedFd<'_>, len: usize) -> io::Result<()> {
 /// `EINVAL` when it does not know one of them.
 pub fn set_offload(tap: BorrowedFd<'_>, offloads: u32) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its flags by value.
-    let result = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let result = unsafe {
+        libc::ioctl(
+            tap.as_raw_fd(),
+            TUNSETOFFLOAD,
+            libc::c_ulong::from(offloads),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The Ethernet address of the tap's interface.

@@ -4,7 +4,10 @@
 //! host is `host::simulated`, whose servers the test plays. Time moves only from one event to the
 //! next, so a scenario of hours takes milliseconds and every run of a seed is the same. After each
 //! step the stack's invariants are checked.
-#![allow(dead_code, reason = "each test program uses its part of the vocabulary")]
+#![allow(
+    dead_code,
+    reason = "each test program uses its part of the vocabulary"
+)]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -76,11 +79,23 @@ impl Wire {
         if random.percent(faults.loss) {
             return;
         }
-        let copies = if random.percent(faults.duplicate) { 2 } else { 1 };
+        let copies = if random.percent(faults.duplicate) {
+            2
+        } else {
+            1
+        };
         for _ in 0..copies {
-            let late = if random.percent(faults.reorder) { random.below(2000) } else { 0 };
+            let late = if random.percent(faults.reorder) {
+                random.below(2000)
+            } else {
+                0
+            };
             self.serial += 1;
-            self.queue.push(Reverse((now + DELAY + Duration::from_micros(late), self.serial, frame.clone())));
+            self.queue.push(Reverse((
+                now + DELAY + Duration::from_micros(late),
+                self.serial,
+                frame.clone(),
+            )));
         }
     }
 
@@ -169,9 +184,16 @@ impl Sim {
 
     pub(crate) fn with(seed: u64, config: Config, faults: Faults) -> Self {
         let net = Network::new();
-        let link = LinkInfo { id: LinkId(0), capabilities: TxCapabilities::default(), guest_mac: Some(GUEST_MAC) };
-        let mut device =
-            GuestDevice { incoming: VecDeque::new(), outgoing: Vec::new(), mtu: usize::from(config.mtu) };
+        let link = LinkInfo {
+            id: LinkId(0),
+            capabilities: TxCapabilities::default(),
+            guest_mac: Some(GUEST_MAC),
+        };
+        let mut device = GuestDevice {
+            incoming: VecDeque::new(),
+            outgoing: Vec::new(),
+            mtu: usize::from(config.mtu),
+        };
         let mut interface_config = InterfaceConfig::new(HardwareAddress::Ip);
         interface_config.random_seed = seed;
         let mut interface = Interface::new(interface_config, &mut device, Instant::ZERO);
@@ -205,7 +227,9 @@ impl Sim {
         let local = IpEndpoint::new(GUEST.into(), self.next_port);
         self.next_port += 1;
         let remote = IpEndpoint::new(to.ip().into(), to.port());
-        socket.connect(self.interface.context(), remote, local).unwrap();
+        socket
+            .connect(self.interface.context(), remote, local)
+            .unwrap();
         self.sockets.add(socket)
     }
 
@@ -236,12 +260,20 @@ impl Sim {
     /// Puts a frame of the guest's on the wire as it is.
     pub(crate) fn inject(&mut self, frame: Vec<u8>) {
         let now = self.clock.now();
-        self.to_stack.send(now, frame, Faults::default(), &mut self.random);
+        self.to_stack
+            .send(now, frame, Faults::default(), &mut self.random);
     }
 
     /// Calls the stack with what a turn needs.
-    pub(crate) fn with_stack<R>(&mut self, act: impl FnOnce(&mut Stack<SimulatedHost>, &mut Turn<'_, SimulatedHost>) -> R) -> R {
-        let mut turn = Turn { now: self.clock.now(), host: &mut self.host, tx: &mut self.tx };
+    pub(crate) fn with_stack<R>(
+        &mut self,
+        act: impl FnOnce(&mut Stack<SimulatedHost>, &mut Turn<'_, SimulatedHost>) -> R,
+    ) -> R {
+        let mut turn = Turn {
+            now: self.clock.now(),
+            host: &mut self.host,
+            tx: &mut self.tx,
+        };
         act(&mut self.stack, &mut turn)
     }
 
@@ -260,9 +292,14 @@ impl Sim {
         let now = self.clock.now();
         let mut more = true;
         while more {
-            let mut turn = Turn { now, host: &mut self.host, tx: &mut self.tx };
+            let mut turn = Turn {
+                now,
+                host: &mut self.host,
+                tx: &mut self.tx,
+            };
             while let Some(frame) = self.to_stack.due(now) {
-                self.stack.handle_frame(&mut turn, &frame, RxMeta::plain(LinkId(0)));
+                self.stack
+                    .handle_frame(&mut turn, &frame, RxMeta::plain(LinkId(0)));
             }
             for event in self.net.take_events() {
                 self.stack.handle_host(&mut turn, event);
@@ -270,7 +307,8 @@ impl Sim {
             self.stack.handle_timeout(&mut turn);
             more = self.stack.poll_transmit(&mut turn);
             for frame in self.tx.frames() {
-                self.to_guest.send(now, frame.bytes().to_vec(), self.faults, &mut self.random);
+                self.to_guest
+                    .send(now, frame.bytes().to_vec(), self.faults, &mut self.random);
             }
             self.tx.clear();
         }
@@ -284,15 +322,18 @@ impl Sim {
                 let mut packet = frame[14..].to_vec();
                 self.keep_guest_from_stalling(&mut packet);
                 self.device.incoming.push_back(packet);
-                self.interface.poll_ingress_single(now, &mut self.device, &mut self.sockets);
+                self.interface
+                    .poll_ingress_single(now, &mut self.device, &mut self.sockets);
             } else {
                 self.received.push(frame);
             }
         }
-        self.interface.poll(now, &mut self.device, &mut self.sockets);
+        self.interface
+            .poll(now, &mut self.device, &mut self.sockets);
         for packet in std::mem::take(&mut self.device.outgoing) {
             let frame = ethernet(&packet);
-            self.to_stack.send(now, frame, self.faults, &mut self.random);
+            self.to_stack
+                .send(now, frame, self.faults, &mut self.random);
         }
     }
 
@@ -304,15 +345,27 @@ impl Sim {
         let empty = packet.len() == 20 + usize::from(packet[32] >> 4) * 4;
         let closing = self.sockets.iter_mut().any(|(_, socket)| {
             let smoltcp::socket::Socket::Tcp(socket) = socket;
-            let fin_only = matches!(socket.state(), tcp::State::FinWait1 | tcp::State::Closing | tcp::State::LastAck);
-            fin_only && socket.send_queue() == 0 && socket.local_endpoint().is_some_and(|local| local.port == port)
+            let fin_only = matches!(
+                socket.state(),
+                tcp::State::FinWait1 | tcp::State::Closing | tcp::State::LastAck
+            );
+            fin_only
+                && socket.send_queue() == 0
+                && socket
+                    .local_endpoint()
+                    .is_some_and(|local| local.port == port)
         });
         if empty && closing {
             let window = 1 + u16::try_from(self.random.below(1000)).unwrap();
             packet[34..36].copy_from_slice(&window.to_be_bytes());
             let length = u16::try_from(packet.len() - 20).unwrap();
             let (src, dst) = (&packet[12..16], &packet[16..20]);
-            let pseudo = Sum::default().bytes(src).bytes(dst).word(6).word(length).fold();
+            let pseudo = Sum::default()
+                .bytes(src)
+                .bytes(dst)
+                .word(6)
+                .word(length)
+                .fold();
             packet[36..38].copy_from_slice(&pseudo.to_be_bytes());
             complete(packet, 20, 16);
         }
@@ -329,9 +382,12 @@ impl Sim {
             self.stack.poll_timeout(),
             self.interface.poll_at(now, &self.sockets),
         ];
-        let Some(next) = next.into_iter().flatten().min() else { return false };
+        let Some(next) = next.into_iter().flatten().min() else {
+            return false;
+        };
         // A deadline that has passed is acted upon by the next step; time must still move.
-        self.clock.advance_to(next.max(now + Duration::from_micros(1)));
+        self.clock
+            .advance_to(next.max(now + Duration::from_micros(1)));
         true
     }
 
@@ -366,11 +422,27 @@ pub(crate) fn ethernet(packet: &[u8]) -> Vec<u8> {
 
 /// A UDP frame of the guest.
 pub(crate) fn udp_frame(from: u16, to: &str, payload: &[u8]) -> Vec<u8> {
-    use tapgate::net::emit::{DatagramId, Ends, udp};
-    let wire = tapgate::net::Wire { link: LinkId(0), src: GUEST_MAC, dst: GATEWAY_MAC };
-    let ends = Ends { src: SocketAddr::new(GUEST, from), dst: to.parse().unwrap() };
+    use tapgate::net::emit::{Datagram, DatagramId, Ends, udp};
+    let wire = tapgate::net::Wire {
+        link: LinkId(0),
+        src: GUEST_MAC,
+        dst: GATEWAY_MAC,
+    };
+    let ends = Ends {
+        src: SocketAddr::new(GUEST, from),
+        dst: to.parse().unwrap(),
+    };
     let mut tx = TxBatch::new(4, 0);
-    assert!(udp(&mut tx, wire, 65_520, ends, DatagramId(1), payload));
+    assert!(udp(
+        &mut tx,
+        wire,
+        65_520,
+        Datagram {
+            ends,
+            id: DatagramId(1),
+            payload
+        }
+    ));
     tx.frames().next().unwrap().bytes().to_vec()
 }
 
@@ -378,9 +450,17 @@ pub(crate) fn udp_frame(from: u16, to: &str, payload: &[u8]) -> Vec<u8> {
 pub(crate) fn read_udp(frame: &[u8]) -> Option<(SocketAddr, u16, Vec<u8>)> {
     use tapgate::net::parse::{self, Packet, Transport};
     let parsed = parse::frame(frame, RxMeta::plain(LinkId(0))).ok()?;
-    let Packet::Ip(ip) = parsed.packet else { return None };
-    let Transport::Udp(udp) = parse::transport(&ip).ok()? else { return None };
-    Some((SocketAddr::new(ip.src, udp.src_port), udp.dst_port, udp.payload.to_vec()))
+    let Packet::Ip(ip) = parsed.packet else {
+        return None;
+    };
+    let Transport::Udp(udp) = parse::transport(&ip).ok()? else {
+        return None;
+    };
+    Some((
+        SocketAddr::new(ip.src, udp.src_port),
+        udp.dst_port,
+        udp.payload.to_vec(),
+    ))
 }
 
 /// Type and code of an ICMP frame to the guest.

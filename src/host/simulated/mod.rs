@@ -1,0 +1,376 @@
+//! [`Host`] in memory: servers that do what a test says, and events in a fixed order.
+//!
+//! A [`SimulatedHost`] is given to the stack; the test keeps its [`Network`], a second handle on
+//! the same state, through which it plays every server: accepts, sends, closes, resets, stays
+//! silent. No clock, no randomness: the same calls give the same events.
+
+mod network;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::rc::Rc;
+
+use super::{DatagramRole, EchoSocket, Host, QueuedError, TcpSocket, Token, UdpSocket};
+use network::{Connection, DatagramState, ListenerState, SOCKET_BUFFER, State};
+
+pub use network::{ConnectAnswer, Network, Sent, SocketId};
+
+/// The stack's side of a [`Network`].
+#[derive(Debug)]
+pub struct SimulatedHost {
+    state: Rc<RefCell<State>>,
+    resolvers: Vec<SocketAddr>,
+}
+
+impl SimulatedHost {
+    fn open(&self) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        if let Some(errno) = state.fail_open {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        state.open += 1;
+        Ok(())
+    }
+
+    fn datagram(&self, token: Token, role: Option<DatagramRole>) -> usize {
+        let mut state = self.state.borrow_mut();
+        state.datagrams.push(DatagramState {
+            token,
+            role,
+            incoming: VecDeque::new(),
+            errors: VecDeque::new(),
+            echoes: VecDeque::new(),
+            closed: false,
+        });
+        state.datagrams.len() - 1
+    }
+}
+
+impl Host for SimulatedHost {
+    type Tcp = SimulatedTcp;
+    type Listener = SimulatedListener;
+    type Udp = SimulatedDatagram;
+    type Echo = SimulatedDatagram;
+
+    fn resolvers(&mut self) -> &[SocketAddr] {
+        self.resolvers.clone_from(&self.state.borrow().resolvers);
+        &self.resolvers
+    }
+
+    fn tcp_connect(&mut self, token: Token, remote: SocketAddr) -> io::Result<SimulatedTcp> {
+        let mut state = self.state.borrow_mut();
+        let fallback = state
+            .default_answer
+            .unwrap_or(ConnectAnswer::FailLater(libc::ECONNREFUSED));
+        let answer = state.answers.get(&remote).copied().unwrap_or(fallback);
+        if let ConnectAnswer::Fail(errno) = answer {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        drop(state);
+        self.open()?;
+        state = self.state.borrow_mut();
+        let outcome = if let ConnectAnswer::FailLater(errno) = answer {
+            Some(errno)
+        } else {
+            None
+        };
+        state.connections.push(Connection {
+            token: Some(token),
+            remote: Some(remote),
+            outcome,
+            ..Connection::default()
+        });
+        if answer != ConnectAnswer::Silent {
+            state.event(Some(token), outcome.is_some(), true);
+        }
+        Ok(SimulatedTcp {
+            state: Rc::clone(&self.state),
+            id: state.connections.len() - 1,
+        })
+    }
+
+    fn tcp_listen(&mut self, token: Token, local: SocketAddr) -> io::Result<SimulatedListener> {
+        self.open()?;
+        let mut state = self.state.borrow_mut();
+        if state
+            .listeners
+            .iter()
+            .any(|listener| listener.open && listener.local == local)
+        {
+            state.open -= 1;
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        state.listeners.push(ListenerState {
+            token,
+            local,
+            waiting: VecDeque::new(),
+            open: true,
+        });
+        Ok(SimulatedListener {
+            state: Rc::clone(&self.state),
+            id: state.listeners.len() - 1,
+        })
+    }
+
+    fn tcp_accept(
+        &mut self,
+        listener: &SimulatedListener,
+    ) -> io::Result<(SimulatedTcp, SocketAddr)> {
+        if self.state.borrow().listeners[listener.id]
+            .waiting
+            .is_empty()
+        {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.open()?;
+        let next = self.state.borrow_mut().listeners[listener.id]
+            .waiting
+            .pop_front();
+        let (id, from) = next.ok_or(io::ErrorKind::WouldBlock)?;
+        Ok((
+            SimulatedTcp {
+                state: Rc::clone(&self.state),
+                id,
+            },
+            from,
+        ))
+    }
+
+    fn tcp_watch(&mut self, token: Token, socket: &SimulatedTcp) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        state.connections[socket.id].token = Some(token);
+        state.event(Some(token), true, true);
+        Ok(())
+    }
+
+    fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<SimulatedDatagram> {
+        self.open()?;
+        let id = self.datagram(token, Some(role));
+        Ok(SimulatedDatagram {
+            state: Rc::clone(&self.state),
+            id,
+        })
+    }
+
+    fn echo_open(&mut self, token: Token, _ipv6: bool) -> io::Result<SimulatedDatagram> {
+        if let Some(errno) = self.state.borrow().fail_echo {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.open()?;
+        let id = self.datagram(token, None);
+        Ok(SimulatedDatagram {
+            state: Rc::clone(&self.state),
+            id,
+        })
+    }
+}
+
+/// A simulated TCP connection.
+#[derive(Debug)]
+pub struct SimulatedTcp {
+    state: Rc<RefCell<State>>,
+    id: usize,
+}
+
+impl SimulatedTcp {
+    fn with<R>(&self, act: impl FnOnce(&mut Connection) -> R) -> R {
+        act(&mut self.state.borrow_mut().connections[self.id])
+    }
+}
+
+impl TcpSocket for SimulatedTcp {
+    fn connect_outcome(&mut self) -> io::Result<()> {
+        self.with(|connection| {
+            connection
+                .outcome
+                .map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+        })
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.with(|connection| {
+            if connection.reset_by_server {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let room = if connection.paused {
+                0
+            } else {
+                SOCKET_BUFFER.saturating_sub(connection.to_server.len())
+            };
+            if room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let len = room.min(bytes.len());
+            connection.to_server.extend(&bytes[..len]);
+            Ok(len)
+        })
+    }
+
+    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.with(|connection| {
+            if connection.reset_by_server {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            if connection.to_client.is_empty() {
+                return if connection.server_shut {
+                    Ok(0)
+                } else {
+                    Err(io::ErrorKind::WouldBlock.into())
+                };
+            }
+            let len = bytes.len().min(connection.to_client.len());
+            for (target, byte) in bytes.iter_mut().zip(connection.to_client.drain(..len)) {
+                *target = byte;
+            }
+            Ok(len)
+        })
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.with(|connection| connection.client_shut = true);
+        Ok(())
+    }
+
+    fn reset(self) {
+        self.with(|connection| connection.reset_by_client = true);
+    }
+}
+
+impl Drop for SimulatedTcp {
+    fn drop(&mut self) {
+        self.with(|connection| {
+            connection.closed = true;
+            connection.token = None;
+        });
+        self.state.borrow_mut().open -= 1;
+    }
+}
+
+/// A simulated listener.
+#[derive(Debug)]
+pub struct SimulatedListener {
+    state: Rc<RefCell<State>>,
+    id: usize,
+}
+
+impl Drop for SimulatedListener {
+    fn drop(&mut self) {
+        let mut state = self.state.borrow_mut();
+        state.listeners[self.id].open = false;
+        state.open -= 1;
+    }
+}
+
+/// A simulated UDP or echo socket.
+#[derive(Debug)]
+pub struct SimulatedDatagram {
+    state: Rc<RefCell<State>>,
+    id: usize,
+}
+
+impl UdpSocket for SimulatedDatagram {
+    fn send_to(
+        &mut self,
+        to: SocketAddr,
+        payload: &[u8],
+        segment: Option<NonZeroU16>,
+    ) -> io::Result<()> {
+        let step = segment
+            .map_or(payload.len(), |segment| usize::from(segment.get()))
+            .max(1);
+        let mut state = self.state.borrow_mut();
+        let socket = SocketId(self.id);
+        if payload.is_empty() {
+            state.sent.push(Sent {
+                socket,
+                to,
+                payload: Vec::new(),
+            });
+        }
+        state.sent.extend(payload.chunks(step).map(|piece| Sent {
+            socket,
+            to,
+            payload: piece.to_vec(),
+        }));
+        Ok(())
+    }
+
+    fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let mut state = self.state.borrow_mut();
+        let socket = &mut state.datagrams[self.id];
+        if !socket.errors.is_empty() {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let (from, payload) = socket
+            .incoming
+            .pop_front()
+            .ok_or(io::ErrorKind::WouldBlock)?;
+        let len = payload.len().min(bytes.len());
+        bytes[..len].copy_from_slice(&payload[..len]);
+        Ok((len, from))
+    }
+
+    fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
+        let (mut error, payload) = self.state.borrow_mut().datagrams[self.id]
+            .errors
+            .pop_front()?;
+        error.quoted = payload.len().min(bytes.len());
+        bytes[..error.quoted].copy_from_slice(&payload[..error.quoted]);
+        Some(error)
+    }
+}
+
+impl EchoSocket for SimulatedDatagram {
+    fn send_to(&mut self, to: IpAddr, seq: u16, data: &[u8]) -> io::Result<()> {
+        let mut payload = seq.to_be_bytes().to_vec();
+        payload.extend(data);
+        let sent = Sent {
+            socket: SocketId(self.id),
+            to: SocketAddr::new(to, 0),
+            payload,
+        };
+        self.state.borrow_mut().sent.push(sent);
+        Ok(())
+    }
+
+    fn recv_from(&mut self, data: &mut [u8]) -> io::Result<(IpAddr, u16, usize)> {
+        let mut state = self.state.borrow_mut();
+        let (from, seq, bytes) = state.datagrams[self.id]
+            .echoes
+            .pop_front()
+            .ok_or(io::ErrorKind::WouldBlock)?;
+        let len = bytes.len().min(data.len());
+        data[..len].copy_from_slice(&bytes[..len]);
+        Ok((from, seq, len))
+    }
+}
+
+impl Drop for SimulatedDatagram {
+    fn drop(&mut self) {
+        let mut state = self.state.borrow_mut();
+        state.datagrams[self.id].closed = true;
+        state.open -= 1;
+    }
+}
+
+/// A clock for simulations: moves only when told to.
+#[derive(Debug, Default)]
+pub struct VirtualClock {
+    micros: Cell<i64>,
+}
+
+impl VirtualClock {
+    /// Now.
+    #[must_use]
+    pub fn now(&self) -> crate::net::Instant {
+        crate::net::Instant::from_micros(self.micros.get())
+    }
+
+    /// Moves on to `to`, never back.
+    pub fn advance_to(&self, to: crate::net::Instant) {
+        self.micros.set(self.micros.get().max(to.total_micros()));
+    }
+}

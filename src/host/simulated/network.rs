@@ -1,0 +1,340 @@
+//! The test's handle on the simulated network: plays every server, sees what the stack did.
+//!
+//! Owns the state that both sides share. What the test does here becomes events for the stack, in
+//! the same order every time.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use super::super::{DatagramRole, Event, QueuedError, Token};
+use super::SimulatedHost;
+
+/// Bytes that a simulated connection holds in each direction before it would block.
+pub(super) const SOCKET_BUFFER: usize = 256 * 1024;
+
+/// What becomes of a connect to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectAnswer {
+    /// Established at once.
+    Accept,
+    /// Fails at once with this OS error, as `connect(2)` does without a route.
+    Fail(i32),
+    /// Fails a moment later with this OS error, as a refused connection does.
+    FailLater(i32),
+    /// Nobody answers.
+    Silent,
+}
+
+/// Names a simulated connection or datagram socket, in order of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SocketId(pub usize);
+
+/// One TCP connection, as both ends and the test see it.
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    pub(super) token: Option<Token>,
+    pub(super) remote: Option<SocketAddr>,
+    pub(super) outcome: Option<i32>,
+    pub(super) to_server: VecDeque<u8>,
+    pub(super) to_client: VecDeque<u8>,
+    pub(super) client_shut: bool,
+    pub(super) server_shut: bool,
+    pub(super) reset_by_client: bool,
+    pub(super) reset_by_server: bool,
+    pub(super) closed: bool,
+    /// The server reads nothing until told to.
+    pub(super) paused: bool,
+}
+
+/// One datagram socket.
+#[derive(Debug)]
+pub(super) struct DatagramState {
+    pub(super) token: Token,
+    pub(super) role: Option<DatagramRole>,
+    pub(super) incoming: VecDeque<(SocketAddr, Vec<u8>)>,
+    pub(super) errors: VecDeque<(QueuedError, Vec<u8>)>,
+    pub(super) echoes: VecDeque<(IpAddr, u16, Vec<u8>)>,
+    pub(super) closed: bool,
+}
+
+/// One listening socket.
+#[derive(Debug)]
+pub(super) struct ListenerState {
+    pub(super) token: Token,
+    pub(super) local: SocketAddr,
+    /// Connections that wait to be accepted, and whose they are.
+    pub(super) waiting: VecDeque<(usize, SocketAddr)>,
+    pub(super) open: bool,
+}
+
+/// A datagram that the stack sent to the host's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// The socket it left by.
+    pub socket: SocketId,
+    /// Its destination.
+    pub to: SocketAddr,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) answers: HashMap<SocketAddr, ConnectAnswer>,
+    pub(super) default_answer: Option<ConnectAnswer>,
+    pub(super) connections: Vec<Connection>,
+    pub(super) datagrams: Vec<DatagramState>,
+    pub(super) sent: Vec<Sent>,
+    pub(super) listeners: Vec<ListenerState>,
+    pub(super) events: VecDeque<Event>,
+    pub(super) resolvers: Vec<SocketAddr>,
+    pub(super) open: usize,
+    pub(super) fail_open: Option<i32>,
+    pub(super) fail_echo: Option<i32>,
+}
+
+impl State {
+    pub(super) fn event(&mut self, token: Option<Token>, readable: bool, writable: bool) {
+        if let Some(token) = token {
+            self.events.push_back(Event {
+                token,
+                readable,
+                writable,
+                hangup: readable,
+            });
+        }
+    }
+}
+
+/// The test's handle on the simulated network.
+#[derive(Debug, Clone, Default)]
+pub struct Network {
+    pub(super) state: Rc<RefCell<State>>,
+}
+
+impl Network {
+    /// An empty network, in which every connect is refused.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The side that the stack uses.
+    #[must_use]
+    pub fn host(&self) -> SimulatedHost {
+        SimulatedHost {
+            state: Rc::clone(&self.state),
+            resolvers: Vec::new(),
+        }
+    }
+
+    /// Decides what a connect to `addr` does.
+    pub fn answer(&self, addr: SocketAddr, answer: ConnectAnswer) {
+        self.state.borrow_mut().answers.insert(addr, answer);
+    }
+
+    /// Decides what a connect to any other address does.
+    pub fn answer_all(&self, answer: ConnectAnswer) {
+        self.state.borrow_mut().default_answer = Some(answer);
+    }
+
+    /// Sets the host's resolvers.
+    pub fn set_resolvers(&self, resolvers: &[SocketAddr]) {
+        self.state.borrow_mut().resolvers = resolvers.to_vec();
+    }
+
+    /// Makes every call that opens a socket fail with this OS error, or work again.
+    pub fn fail_open(&self, errno: Option<i32>) {
+        self.state.borrow_mut().fail_open = errno;
+    }
+
+    /// Makes every opening of an echo socket fail with this OS error, or work again.
+    pub fn fail_echo(&self, errno: Option<i32>) {
+        self.state.borrow_mut().fail_echo = errno;
+    }
+
+    /// Sockets of all kinds that the stack has open: a leak shows here.
+    #[must_use]
+    pub fn open_sockets(&self) -> usize {
+        self.state.borrow().open
+    }
+
+    /// Takes the events that are due.
+    #[must_use]
+    pub fn take_events(&self) -> Vec<Event> {
+        self.state.borrow_mut().events.drain(..).collect()
+    }
+
+    /// Some events are due.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.state.borrow().events.is_empty()
+    }
+
+    /// The connections that the stack opened or accepted so far, live or not.
+    #[must_use]
+    pub fn connections(&self) -> Vec<SocketId> {
+        (0..self.state.borrow().connections.len())
+            .map(SocketId)
+            .collect()
+    }
+
+    /// The address that connection `id` went to.
+    #[must_use]
+    pub fn remote(&self, id: SocketId) -> Option<SocketAddr> {
+        self.state.borrow().connections[id.0].remote
+    }
+
+    /// The server takes up to `max` bytes that arrived.
+    #[must_use]
+    pub fn server_read(&self, id: SocketId, max: usize) -> Vec<u8> {
+        let mut state = self.state.borrow_mut();
+        let connection = &mut state.connections[id.0];
+        let was_full = connection.to_server.len() >= SOCKET_BUFFER;
+        let len = max.min(connection.to_server.len());
+        let bytes = connection.to_server.drain(..len).collect();
+        let token = connection.token.filter(|_| was_full && len > 0);
+        state.event(token, false, true);
+        bytes
+    }
+
+    /// The server sends; returns how many bytes its socket took.
+    #[must_use]
+    pub fn server_write(&self, id: SocketId, bytes: &[u8]) -> usize {
+        let mut state = self.state.borrow_mut();
+        let connection = &mut state.connections[id.0];
+        let len = bytes
+            .len()
+            .min(SOCKET_BUFFER.saturating_sub(connection.to_client.len()));
+        connection.to_client.extend(&bytes[..len]);
+        let token = connection.token.filter(|_| len > 0);
+        state.event(token, true, false);
+        len
+    }
+
+    /// The server ends its direction.
+    pub fn server_shutdown(&self, id: SocketId) {
+        let mut state = self.state.borrow_mut();
+        let connection = &mut state.connections[id.0];
+        connection.server_shut = true;
+        let token = connection.token;
+        state.event(token, true, false);
+    }
+
+    /// The server resets the connection.
+    pub fn server_reset(&self, id: SocketId) {
+        let mut state = self.state.borrow_mut();
+        let connection = &mut state.connections[id.0];
+        connection.reset_by_server = true;
+        let token = connection.token;
+        state.event(token, true, true);
+    }
+
+    /// The server stops or resumes taking data off its socket.
+    pub fn server_pause(&self, id: SocketId, paused: bool) {
+        let mut state = self.state.borrow_mut();
+        let connection = &mut state.connections[id.0];
+        connection.paused = paused;
+        let token = connection.token.filter(|_| !paused);
+        state.event(token, false, true);
+    }
+
+    /// The stack ended its direction, and everything before that was read.
+    #[must_use]
+    pub fn server_sees_end(&self, id: SocketId) -> bool {
+        let state = self.state.borrow();
+        let connection = &state.connections[id.0];
+        (connection.client_shut || connection.closed)
+            && !connection.reset_by_client
+            && connection.to_server.is_empty()
+    }
+
+    /// The stack reset the connection.
+    #[must_use]
+    pub fn server_sees_reset(&self, id: SocketId) -> bool {
+        self.state.borrow().connections[id.0].reset_by_client
+    }
+
+    /// The stack has given up the socket.
+    #[must_use]
+    pub fn is_closed(&self, id: SocketId) -> bool {
+        self.state.borrow().connections[id.0].closed
+    }
+
+    /// A client connects to a published address; `None` when nobody listens there.
+    #[must_use]
+    pub fn client_connect(&self, to: SocketAddr, from: SocketAddr) -> Option<SocketId> {
+        let mut state = self.state.borrow_mut();
+        let id = state.connections.len();
+        let token = {
+            let listener = state
+                .listeners
+                .iter_mut()
+                .find(|l| l.open && l.local == to)?;
+            listener.waiting.push_back((id, from));
+            listener.token
+        };
+        state.connections.push(Connection {
+            remote: Some(from),
+            ..Connection::default()
+        });
+        state.event(Some(token), true, false);
+        Some(SocketId(id))
+    }
+
+    /// Takes the datagrams and echo requests that the stack sent.
+    #[must_use]
+    pub fn take_sent(&self) -> Vec<Sent> {
+        std::mem::take(&mut self.state.borrow_mut().sent)
+    }
+
+    /// A datagram from `from` arrives at a socket. Dropped where the socket would not hear it.
+    pub fn deliver(&self, socket: SocketId, from: SocketAddr, payload: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        let target = &mut state.datagrams[socket.0];
+        let heard = !matches!(target.role, Some(DatagramRole::Connected(peer)) if peer != from);
+        if heard && !target.closed {
+            target.incoming.push_back((from, payload.to_vec()));
+            let token = target.token;
+            state.event(Some(token), true, false);
+        }
+    }
+
+    /// An echo reply arrives.
+    pub fn deliver_echo(&self, socket: SocketId, from: IpAddr, seq: u16, data: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        state.datagrams[socket.0]
+            .echoes
+            .push_back((from, seq, data.to_vec()));
+        let token = state.datagrams[socket.0].token;
+        state.event(Some(token), true, false);
+    }
+
+    /// The network reports an error about a datagram sent by `socket`.
+    pub fn report_error(&self, socket: SocketId, error: QueuedError, payload: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        state.datagrams[socket.0]
+            .errors
+            .push_back((error, payload.to_vec()));
+        let token = state.datagrams[socket.0].token;
+        state.event(Some(token), true, true);
+    }
+
+    /// The role of a datagram socket; `None` for echo sockets.
+    #[must_use]
+    pub fn role(&self, socket: SocketId) -> Option<DatagramRole> {
+        self.state.borrow().datagrams[socket.0].role
+    }
+
+    /// Datagram sockets still open.
+    #[must_use]
+    pub fn open_datagram_sockets(&self) -> Vec<SocketId> {
+        let state = self.state.borrow();
+        (0..state.datagrams.len())
+            .filter(|&id| !state.datagrams[id].closed)
+            .map(SocketId)
+            .collect()
+    }
+}
