@@ -1,1 +1,294 @@
-fn main() {}
+//! What a packet costs between link and host sockets: time, and, once warm, no allocation at all.
+//!
+//! Each [`Scenario`] drives the real stack with frames written in advance and a host that costs
+//! next to nothing, so what is measured is ours: parsing, flows, rings, frames. One step is one
+//! turn of the event loop, or the few that a dialogue takes. Before anything is measured,
+//! [`assert_no_allocations`] holds the promise about memory; it runs in the quick form as well
+//! (`cargo test --benches`, `cargo bench -- --test`).
+
+mod support;
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use tapgate::buf::RxMeta;
+
+use support::alloc::allocations;
+use support::guest::{GuestTcp, MSS, OFFLOADED, VOUCHED_FOR, WINDOW, capabilities, datagram};
+use support::host::{CHARGEN, DISCARD, ECHO};
+use support::{Bed, LINK};
+
+/// Packets that must not allocate, after as many to warm up.
+const STEADY_PACKETS: usize = 10_000;
+
+/// A dialogue that can be gone through again and again.
+trait Scenario {
+    /// One turn, or one round of the dialogue; returns the packets with payload in it.
+    fn step(&mut self) -> usize;
+
+    /// What a step carries.
+    fn throughput(&self) -> Throughput;
+}
+
+/// The guest sends a turn's worth of segments; the host swallows them.
+struct Upload {
+    bed: Bed,
+    guest: GuestTcp,
+    meta: RxMeta,
+    payload: usize,
+    segments: usize,
+}
+
+impl Upload {
+    fn new(payload: usize, meta: RxMeta) -> Self {
+        let mut bed = Bed::new(capabilities(true));
+        let mut guest = GuestTcp::new(DISCARD, payload);
+        guest.connect(&mut bed);
+        Self {
+            bed,
+            guest,
+            meta,
+            payload,
+            // As much as the receive batch of a turn holds (`event_loop.rs`): 128 frames, 512 KiB.
+            segments: 128.min(512 * 1024 / payload),
+        }
+    }
+}
+
+impl Scenario for Upload {
+    fn step(&mut self) -> usize {
+        for _ in 0..self.segments {
+            self.guest.send(&mut self.bed, self.meta);
+        }
+        self.bed.finish(|frame| self.guest.see(frame));
+        assert!(self.guest.is_acknowledged(), "the host took all of it");
+        self.segments
+    }
+
+    fn throughput(&self) -> Throughput {
+        bytes(self.segments * self.payload)
+    }
+}
+
+/// The host has endless data; the guest acknowledges a window of it, segment by segment.
+struct Download {
+    bed: Bed,
+    guest: GuestTcp,
+}
+
+impl Download {
+    fn new(offload: bool) -> Self {
+        let mut bed = Bed::new(capabilities(offload));
+        let mut guest = GuestTcp::new(CHARGEN, 0);
+        guest.connect(&mut bed);
+        Self { bed, guest }
+    }
+}
+
+impl Scenario for Download {
+    fn step(&mut self) -> usize {
+        let before = self.guest.heard();
+        let packets = self.guest.acknowledge(&mut self.bed);
+        self.bed.finish(|frame| self.guest.see(frame));
+        let came = usize::try_from(self.guest.heard().wrapping_sub(before));
+        assert_eq!(came, Ok(WINDOW), "a window came, no more and no less");
+        packets
+    }
+
+    fn throughput(&self) -> Throughput {
+        bytes(WINDOW)
+    }
+}
+
+/// One byte there, one byte back.
+struct RequestResponse {
+    bed: Bed,
+    guest: GuestTcp,
+}
+
+impl RequestResponse {
+    fn new() -> Self {
+        let mut bed = Bed::new(capabilities(true));
+        let mut guest = GuestTcp::new(ECHO, 1);
+        guest.connect(&mut bed);
+        Self { bed, guest }
+    }
+}
+
+impl Scenario for RequestResponse {
+    fn step(&mut self) -> usize {
+        let before = self.guest.heard();
+        self.guest.send(&mut self.bed, VOUCHED_FOR);
+        self.bed.finish(|frame| self.guest.see(frame));
+        self.bed.ready();
+        self.bed.finish(|frame| self.guest.see(frame));
+        assert_eq!(self.guest.heard(), before.wrapping_add(1), "the answer");
+        2
+    }
+
+    fn throughput(&self) -> Throughput {
+        Throughput::Elements(1)
+    }
+}
+
+/// One datagram there, the same back.
+struct UdpEcho {
+    bed: Bed,
+    frame: Vec<u8>,
+}
+
+impl UdpEcho {
+    fn new(payload: usize) -> Self {
+        Self {
+            bed: Bed::new(capabilities(true)),
+            frame: datagram(payload),
+        }
+    }
+}
+
+impl Scenario for UdpEcho {
+    fn step(&mut self) -> usize {
+        self.bed.frame(&self.frame, RxMeta::plain(LINK));
+        self.bed.ready();
+        let mut came = 0;
+        self.bed.finish(|frame| came += frame.len());
+        assert_eq!(came, self.frame.len(), "the same datagram");
+        2
+    }
+
+    fn throughput(&self) -> Throughput {
+        Throughput::Elements(1)
+    }
+}
+
+/// A connection begins and ends, both directions in order.
+struct Connections {
+    bed: Bed,
+    guest: GuestTcp,
+}
+
+impl Connections {
+    fn new() -> Self {
+        Self {
+            bed: Bed::new(capabilities(true)),
+            guest: GuestTcp::new(DISCARD, 1),
+        }
+    }
+}
+
+impl Scenario for Connections {
+    fn step(&mut self) -> usize {
+        self.guest.connect(&mut self.bed);
+        self.guest.close(&mut self.bed);
+        1
+    }
+
+    fn throughput(&self) -> Throughput {
+        Throughput::Elements(1)
+    }
+}
+
+fn bytes(count: usize) -> Throughput {
+    Throughput::Bytes(count as u64)
+}
+
+/// The scenarios in which only packets of flows that exist are carried.
+fn steady() -> Vec<(&'static str, Box<dyn Scenario>)> {
+    let plain = RxMeta::plain(LINK);
+    vec![
+        ("upload", Box::new(Upload::new(MSS, plain))),
+        (
+            "upload offloaded",
+            Box::new(Upload::new(OFFLOADED, VOUCHED_FOR)),
+        ),
+        ("download", Box::new(Download::new(false))),
+        ("download offloaded", Box::new(Download::new(true))),
+        ("request-response", Box::new(RequestResponse::new())),
+        ("udp echo 64", Box::new(UdpEcho::new(64))),
+        ("udp echo 1400", Box::new(UdpEcho::new(1400))),
+    ]
+}
+
+/// Goes on until so many packets were carried; returns their exact number.
+fn carry(scenario: &mut dyn Scenario, least: usize) -> usize {
+    let mut packets = 0;
+    while packets < least {
+        packets += scenario.step();
+    }
+    packets
+}
+
+/// Every steady scenario, once warm, carries its packets without a single allocation.
+fn assert_no_allocations() {
+    assert!(allocations() > 0, "allocations are counted");
+    let mut total = 0;
+    for (name, mut scenario) in steady() {
+        carry(scenario.as_mut(), STEADY_PACKETS);
+        let before = allocations();
+        let packets = carry(scenario.as_mut(), STEADY_PACKETS);
+        let count = allocations() - before;
+        println!("steady state {name}: {count} allocations in {packets} packets");
+        total += count;
+    }
+    // No promise is made here; the number is for the reader.
+    let mut connections = Connections::new();
+    carry(&mut connections, 100);
+    let before = allocations();
+    let count = carry(&mut connections, 100);
+    println!(
+        "{count} connections: {} allocations",
+        allocations() - before
+    );
+    assert_eq!(total, 0, "a packet of a flow that exists allocates nothing");
+}
+
+fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut scenario: impl Scenario) {
+    group.throughput(scenario.throughput());
+    // Rings are touched from end to end, the way they are after the first megabyte.
+    carry(&mut scenario, 1000);
+    group.bench_function(name, |bencher| {
+        bencher.iter(|| black_box(scenario.step()));
+    });
+}
+
+fn measure_all(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("upload");
+    let plain = RxMeta::plain(LINK);
+    measure(&mut group, "1500", Upload::new(MSS, plain));
+    measure(
+        &mut group,
+        "1500 checksum offload",
+        Upload::new(MSS, VOUCHED_FOR),
+    );
+    measure(
+        &mut group,
+        "64 KiB offload",
+        Upload::new(OFFLOADED, VOUCHED_FOR),
+    );
+    group.finish();
+
+    let mut group = criterion.benchmark_group("download");
+    measure(&mut group, "1500", Download::new(false));
+    measure(&mut group, "64 KiB offload", Download::new(true));
+    group.finish();
+
+    let mut group = criterion.benchmark_group("round trip");
+    measure(&mut group, "tcp 1", RequestResponse::new());
+    measure(&mut group, "udp 64", UdpEcho::new(64));
+    measure(&mut group, "udp 1400", UdpEcho::new(1400));
+    group.finish();
+
+    let mut group = criterion.benchmark_group("connection");
+    measure(&mut group, "set-up and tear-down", Connections::new());
+    group.finish();
+}
+
+fn main() {
+    // A list of names is read by programs.
+    if !std::env::args().any(|arg| arg == "--list") {
+        assert_no_allocations();
+    }
+    let mut criterion = Criterion::default().configure_from_args();
+    measure_all(&mut criterion);
+    criterion.final_summary();
+}

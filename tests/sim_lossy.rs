@@ -2,6 +2,10 @@
 //!
 //! A thousand seeds, up to 10 % of each fault. The data is a function of its position, so a byte out
 //! of place is noticed where it stands.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a scenario that can not go on has failed"
+)]
 
 mod sim;
 

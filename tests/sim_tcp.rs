@@ -1,6 +1,10 @@
 //! TCP dialogues between a simulated guest and a simulated host: one for each way a connection goes.
 //!
 //! Virtual time, a link without faults. Each test looks at both ends.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a scenario that can not go on has failed"
+)]
 
 mod sim;
 

@@ -296,6 +296,7 @@ mod tests {
         Reassembly::new(KeyedState::new((1, 2)))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a fragment has that many fields")]
     fn add(
         r: &mut Reassembly,
         now: i64,

@@ -5,6 +5,10 @@
 //! next, so a scenario of hours takes milliseconds and every run of a seed is the same. After each
 //! step the stack's invariants are checked.
 #![allow(
+    clippy::unwrap_used,
+    reason = "a scenario that can not go on has failed"
+)]
+#![allow(
     dead_code,
     reason = "each test program uses its part of the vocabulary"
 )]

@@ -1,0 +1,197 @@
+//! A [`Host`] that allocates nothing and costs next to nothing, with three of the small services.
+//!
+//! The port decides what a connection leads to: discard (RFC 863) swallows what is sent, chargen
+//! (RFC 864) has endless data, echo (RFC 862) gives back as many bytes as it got. One socket is open
+//! at a time. What is received is written once, as the kernel would; what is sent is not read.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::rc::Rc;
+
+use tapgate::host::{DatagramRole, EchoSocket, Host, QueuedError, TcpSocket, Token, UdpSocket};
+
+/// Ports of the services.
+pub(crate) const ECHO: u16 = 7;
+pub(crate) const DISCARD: u16 = 9;
+pub(crate) const CHARGEN: u16 = 19;
+
+/// Largest datagram that is echoed.
+const DATAGRAM: usize = 2048;
+
+/// What the only socket holds.
+struct Server {
+    token: Cell<Token>,
+    /// Bytes that the echo service has yet to give back.
+    pending: Cell<usize>,
+    /// The guest's stream has ended.
+    ended: Cell<bool>,
+    /// The datagram that the echo service has yet to give back: to whom, how long, its bytes.
+    datagram: RefCell<(Option<SocketAddr>, usize, [u8; DATAGRAM])>,
+}
+
+/// The host's network.
+pub(crate) struct BenchHost {
+    server: Rc<Server>,
+}
+
+impl Default for BenchHost {
+    fn default() -> Self {
+        let server = Server {
+            token: Cell::new(Token(0)),
+            pending: Cell::new(0),
+            ended: Cell::new(false),
+            datagram: RefCell::new((None, 0, [0; DATAGRAM])),
+        };
+        Self {
+            server: Rc::new(server),
+        }
+    }
+}
+
+impl BenchHost {
+    /// The owner of the socket that was opened last.
+    pub(crate) fn token(&self) -> Token {
+        self.server.token.get()
+    }
+
+    /// The guest's stream has ended, and so has the service's.
+    pub(crate) fn ended(&self) -> bool {
+        self.server.ended.get()
+    }
+
+    fn open(&self, token: Token) -> Rc<Server> {
+        self.server.token.set(token);
+        self.server.pending.set(0);
+        self.server.ended.set(false);
+        Rc::clone(&self.server)
+    }
+}
+
+impl Host for BenchHost {
+    type Tcp = BenchTcp;
+    type Listener = ();
+    type Udp = BenchUdp;
+    type Echo = NoEcho;
+
+    fn resolvers(&mut self) -> &[SocketAddr] {
+        &[]
+    }
+
+    fn tcp_connect(&mut self, token: Token, remote: SocketAddr) -> io::Result<BenchTcp> {
+        Ok(BenchTcp {
+            port: remote.port(),
+            server: self.open(token),
+        })
+    }
+
+    fn tcp_listen(&mut self, _token: Token, _local: SocketAddr) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn tcp_accept(&mut self, (): &()) -> io::Result<(BenchTcp, SocketAddr)> {
+        Err(ErrorKind::WouldBlock.into())
+    }
+
+    fn tcp_watch(&mut self, _token: Token, _socket: &BenchTcp) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn udp_open(&mut self, token: Token, _role: DatagramRole) -> io::Result<BenchUdp> {
+        Ok(BenchUdp {
+            server: self.open(token),
+        })
+    }
+
+    fn echo_open(&mut self, _token: Token, _ipv6: bool) -> io::Result<NoEcho> {
+        Err(ErrorKind::PermissionDenied.into())
+    }
+}
+
+/// A connection to one of the services.
+pub(crate) struct BenchTcp {
+    port: u16,
+    server: Rc<Server>,
+}
+
+impl TcpSocket for BenchTcp {
+    fn connect_outcome(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.port == ECHO {
+            let pending = self.server.pending.get() + bytes.len();
+            self.server.pending.set(pending);
+        }
+        Ok(bytes.len())
+    }
+
+    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.server.ended.get() {
+            return Ok(0);
+        }
+        let len = match self.port {
+            CHARGEN => bytes.len(),
+            _ => self.server.pending.get().min(bytes.len()),
+        };
+        if len == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        bytes[..len].fill(b'x');
+        let pending = self.server.pending.get().saturating_sub(len);
+        self.server.pending.set(pending);
+        Ok(len)
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.server.ended.set(true);
+        Ok(())
+    }
+
+    fn reset(self) {}
+}
+
+/// A socket whose datagrams are echoed, one at a time.
+pub(crate) struct BenchUdp {
+    server: Rc<Server>,
+}
+
+impl UdpSocket for BenchUdp {
+    fn send_to(
+        &mut self,
+        to: SocketAddr,
+        payload: &[u8],
+        _segment: Option<NonZeroU16>,
+    ) -> io::Result<()> {
+        let (from, len, bytes) = &mut *self.server.datagram.borrow_mut();
+        bytes[..payload.len()].copy_from_slice(payload);
+        (*from, *len) = (Some(to), payload.len());
+        Ok(())
+    }
+
+    fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let (from, len, datagram) = &mut *self.server.datagram.borrow_mut();
+        let from = from.take().ok_or(ErrorKind::WouldBlock)?;
+        bytes[..*len].copy_from_slice(&datagram[..*len]);
+        Ok((*len, from))
+    }
+
+    fn queued_error(&mut self, _bytes: &mut [u8]) -> Option<QueuedError> {
+        None
+    }
+}
+
+/// There are no echo sockets here.
+pub(crate) enum NoEcho {}
+
+impl EchoSocket for NoEcho {
+    fn send_to(&mut self, _to: IpAddr, _seq: u16, _data: &[u8]) -> io::Result<()> {
+        match *self {}
+    }
+
+    fn recv_from(&mut self, _data: &mut [u8]) -> io::Result<(IpAddr, u16, usize)> {
+        match *self {}
+    }
+}
