@@ -12,14 +12,19 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use tapgate::buf::RxMeta;
+use tapgate::net::Duration;
 
 use support::alloc::allocations;
 use support::guest::{GuestTcp, MSS, OFFLOADED, VOUCHED_FOR, WINDOW, capabilities, datagram};
 use support::host::{CHARGEN, DISCARD, ECHO};
 use support::{Bed, LINK};
 
-/// Packets that must not allocate, after as many to warm up.
+/// Packets to warm up: the rings are filled from end to end.
+const WARM_PACKETS: usize = 1_000;
+/// Packets that must not allocate after that.
 const STEADY_PACKETS: usize = 10_000;
+/// A pause after which a retransmission timer of smoltcp (1 s at least) has come due.
+const PAUSE: Duration = Duration::from_millis(1100);
 
 /// A dialogue that can be gone through again and again.
 trait Scenario {
@@ -49,8 +54,8 @@ impl Upload {
             guest,
             meta,
             payload,
-            // As much as the receive batch of a turn holds (`event_loop.rs`): 128 frames, 512 KiB.
-            segments: 128.min(512 * 1024 / payload),
+            // As much as the receive batch of a turn holds (`event_loop.rs`): 128 frames, 256 KiB.
+            segments: 128.min(256 * 1024 / payload),
         }
     }
 }
@@ -128,6 +133,40 @@ impl Scenario for RequestResponse {
 
     fn throughput(&self) -> Throughput {
         Throughput::Elements(1)
+    }
+}
+
+/// A connection that rests after each round trip, beside a UDP port whose deadline is always near.
+struct Paced {
+    pair: RequestResponse,
+    frame: Vec<u8>,
+}
+
+impl Paced {
+    fn new() -> Self {
+        let frame = datagram(64);
+        let mut bed = Bed::new(capabilities(true));
+        bed.frame(&frame, RxMeta::plain(LINK));
+        let mut guest = GuestTcp::new(ECHO, 1);
+        guest.connect(&mut bed);
+        let pair = RequestResponse { bed, guest };
+        Self { pair, frame }
+    }
+}
+
+impl Scenario for Paced {
+    fn step(&mut self) -> usize {
+        let packets = self.pair.step();
+        let RequestResponse { bed, guest } = &mut self.pair;
+        guest.acknowledge(bed);
+        bed.frame(&self.frame, RxMeta::plain(LINK));
+        bed.finish(|frame| guest.see(frame));
+        bed.rest(PAUSE);
+        packets + 1
+    }
+
+    fn throughput(&self) -> Throughput {
+        self.pair.throughput()
     }
 }
 
@@ -218,34 +257,37 @@ fn carry(scenario: &mut dyn Scenario, least: usize) -> usize {
     packets
 }
 
+/// Allocations while a warm scenario carries its packets; prints them.
+fn count_allocations(name: &str, scenario: &mut dyn Scenario) -> u64 {
+    carry(scenario, WARM_PACKETS);
+    let before = allocations();
+    let packets = carry(scenario, STEADY_PACKETS);
+    let count = allocations() - before;
+    println!("steady state {name}: {count} allocations in {packets} packets");
+    count
+}
+
 /// Every steady scenario, once warm, carries its packets without a single allocation.
 fn assert_no_allocations() {
     assert!(allocations() > 0, "allocations are counted");
     let mut total = 0;
     for (name, mut scenario) in steady() {
-        carry(scenario.as_mut(), STEADY_PACKETS);
-        let before = allocations();
-        let packets = carry(scenario.as_mut(), STEADY_PACKETS);
-        let count = allocations() - before;
-        println!("steady state {name}: {count} allocations in {packets} packets");
-        total += count;
+        total += count_allocations(name, scenario.as_mut());
     }
-    // No promise is made here; the number is for the reader.
+    total += count_allocations("paced round trips", &mut Paced::new());
+    // No promise is made for beginnings; the number is for the reader.
     let mut connections = Connections::new();
     carry(&mut connections, 100);
     let before = allocations();
-    let count = carry(&mut connections, 100);
-    println!(
-        "{count} connections: {} allocations",
-        allocations() - before
-    );
+    let begun = carry(&mut connections, 100);
+    let count = allocations() - before;
+    println!("set-up and tear-down: {count} allocations in {begun} connections");
     assert_eq!(total, 0, "a packet of a flow that exists allocates nothing");
 }
 
 fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut scenario: impl Scenario) {
     group.throughput(scenario.throughput());
-    // Rings are touched from end to end, the way they are after the first megabyte.
-    carry(&mut scenario, 1000);
+    carry(&mut scenario, WARM_PACKETS);
     group.bench_function(name, |bencher| {
         bencher.iter(|| black_box(scenario.step()));
     });

@@ -19,10 +19,10 @@ use crate::stack::{self, Stack, Turn};
 /// Frames taken from the link in one turn.
 const RX_FRAMES: usize = 128;
 /// Bytes taken from the link in one turn: a few frames of the largest size.
-const RX_BYTES: usize = 512 * 1024;
+const RX_BYTES: usize = 256 * 1024;
 /// Frames and bytes produced in one turn.
 const TX_FRAMES: usize = 512;
-const TX_BYTES: usize = 512 * 1024;
+const TX_BYTES: usize = 256 * 1024;
 /// Busy turns in a row before signals and commands get a hearing.
 const BUSY_TURNS: u32 = 16;
 /// How long to sleep when there is no deadline at all.
@@ -44,6 +44,13 @@ enum Next {
     Again,
     /// Nothing until something happens, or this time comes.
     Wait(Option<stack::Instant>),
+}
+
+/// What a turn could not do without.
+#[derive(Debug)]
+enum Failed {
+    Link(io::Error),
+    Poller(io::Error),
 }
 
 /// The loop and all that it owns.
@@ -93,12 +100,17 @@ impl<L: Link> EventLoop<L> {
                     busy += 1;
                     continue;
                 }
-                Ok(Next::Again) => sleep.as_mut().reset(self.epoch),
+                // Signals and timers of others are served in between, then it goes on.
+                Ok(Next::Again) => {
+                    tokio::task::yield_now().await;
+                    sleep.as_mut().reset(self.epoch);
+                }
                 Ok(Next::Wait(at)) => sleep.as_mut().reset(self.wake_at(at)),
-                Err(error) => {
+                Err(Failed::Link(error)) => {
                     tracing::debug!(%error, "link gone");
                     return Ok(Ended::LinkGone);
                 }
+                Err(Failed::Poller(error)) => return Err(error),
             }
             busy = 0;
             tokio::select! {
@@ -115,10 +127,13 @@ impl<L: Link> EventLoop<L> {
     ///
     /// # Errors
     /// When the link or the poller is gone.
-    fn turn(&mut self) -> io::Result<Next> {
+    fn turn(&mut self) -> Result<Next, Failed> {
         self.rx.clear();
-        let more_frames = self.link.receive(&mut self.rx)?;
-        let more_events = self.host.poll_events(&mut self.events)?;
+        let more_frames = self.link.receive(&mut self.rx).map_err(Failed::Link)?;
+        let more_events = self
+            .host
+            .poll_events(&mut self.events)
+            .map_err(Failed::Poller)?;
         let mut turn = Turn {
             now: now(self.epoch),
             host: &mut self.host,
@@ -132,7 +147,7 @@ impl<L: Link> EventLoop<L> {
         }
         self.stack.handle_timeout(&mut turn);
         let more_flows = self.stack.poll_transmit(&mut turn);
-        self.link.transmit(&mut self.tx)?;
+        self.link.transmit(&mut self.tx).map_err(Failed::Link)?;
         let again = more_frames || more_events || more_flows;
         Ok(if again {
             Next::Again

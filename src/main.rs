@@ -82,6 +82,10 @@ fn event_loop(
     resolvers: Source,
     commands: mpsc::Receiver<tapgate::control::Command>,
 ) -> Result<EventLoop<TapLink>> {
+    match process::raise_descriptor_limit() {
+        Ok(limit) => tracing::debug!(limit, "descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit on descriptors stays low"),
+    }
     let link = TapLink::new(LinkId(0), tap).context("taking over the tap")?;
     let mut host = KernelHost::new(config, resolvers).context("opening the poller")?;
     let info = LinkInfo {
@@ -94,6 +98,8 @@ fn event_loop(
         info,
         memory::entropy().context("reading entropy")?,
     );
+    let (guest, mtu) = (config.plan.guest(), config.mtu);
+    tracing::info!(%guest, mtu, granted = ?link.granted(), "network ready");
     for rule in &config.publish {
         stack.publish(&mut host, *rule).with_context(|| {
             format!(
@@ -199,6 +205,9 @@ fn attach_to(args: &Attach) -> Result<u8> {
             })
             .transpose()
     };
+    if args.ready_fd.is_some() && args.ready_fd == args.exit_fd {
+        anyhow::bail!("--ready-fd and --exit-fd name the same descriptor: pass two");
+    }
     let ready_fd = adopt("--ready-fd", args.ready_fd)?;
     let exit_fd = adopt("--exit-fd", args.exit_fd)?;
     let mut resolvers = Source::new(RESOLV_CONF);
@@ -235,6 +244,7 @@ fn watch(target: &attach::Target) -> Result<lifecycle::Target> {
                 process::pidfd(*pid).with_context(|| format!("TARGET {pid}: no such process"))?;
             Ok(lifecycle::Target::Process(pidfd))
         }
-        attach::Target::Path(path) => Ok(lifecycle::Target::Path(path.clone())),
+        attach::Target::Path(path) => lifecycle::Target::path(path.clone())
+            .with_context(|| format!("TARGET {}: opening the namespace", path.display())),
     }
 }

@@ -206,9 +206,25 @@ fn resolv_conf_may_be_a_link_to_a_link() {
 fn resolv_conf_may_be_missing_or_a_dangling_link() {
     let world = World::new();
     fs::remove_file(world.dir().join("etc/resolv.conf")).unwrap();
-    assert_eq!(world.run_inside(&[], "echo started"), "started\n");
+    let inside = world.run_inside(&[], "cat /etc/resolv.conf");
+    assert!(inside.contains("nameserver 10.0.2.3"), "{inside}");
     world.link_resolv_conf("/run/no/such/file");
-    assert_eq!(world.run_inside(&[], "echo started"), "started\n");
+    let inside = world.run_inside(&[], "cat /etc/resolv.conf");
+    assert!(inside.contains("nameserver 10.0.2.3"), "{inside}");
+}
+
+/// A mount over the file alone would be gone once the host has renamed another over it.
+#[test]
+fn resolv_conf_inside_outlives_a_new_one_on_the_host() {
+    let world = World::new();
+    world.set_resolv_conf("nameserver 192.0.2.1\nsearch before.example\n");
+    let script = "echo ready; while [ ! -e /mnt/go ]; do sleep 0.02; done; cat /etc/resolv.conf";
+    let mut running = world.start_inside(&[], script);
+    running.wait_for_output("ready");
+    world.set_resolv_conf("nameserver 192.0.2.2\n");
+    world.file("go", "");
+    let inside = running.finish(std::time::Duration::from_secs(10)).output();
+    assert_resolv_conf(&inside, "search before.example");
 }
 
 #[test]

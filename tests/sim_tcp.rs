@@ -93,6 +93,79 @@ fn the_host_closes_first() {
 }
 
 #[test]
+fn data_and_end_that_come_with_the_connection_are_not_lost() {
+    let mut sim = accepting(11);
+    let handle = sim.connect(SERVER);
+    // The server has sent and closed before the stack hears that it is connected.
+    assert!(sim.run(seconds(1), |sim| !sim.net.connections().is_empty()));
+    assert_eq!(sim.net.server_write(FIRST, b"banner"), 6);
+    sim.net.server_shutdown(FIRST);
+    assert!(sim.run(seconds(1), |sim| sim.socket(handle).state()
+        == State::CloseWait));
+    assert_eq!(sim.socket(handle).recv_queue(), 6);
+}
+
+#[test]
+fn what_was_acknowledged_reaches_a_slow_host_after_both_ends() {
+    for host_first in [true, false] {
+        let (mut sim, handle) = established();
+        sim.net.server_pause(FIRST, true);
+        sim.socket(handle).send_slice(&[7; 50_000]).unwrap();
+        sim.settle(seconds(1));
+        if host_first {
+            sim.net.server_shutdown(FIRST);
+            sim.settle(seconds(1));
+        }
+        sim.socket(handle).close();
+        sim.settle(seconds(1));
+        sim.net.server_shutdown(FIRST);
+        // Longer than any TIME-WAIT.
+        sim.settle(seconds(120));
+        sim.net.server_pause(FIRST, false);
+        let mut seen = 0;
+        assert!(sim.run(seconds(60), |sim| {
+            seen += sim.net.server_read(FIRST, usize::MAX).len();
+            sim.net.server_sees_end(FIRST)
+        }));
+        assert_eq!(seen, 50_000, "host first: {host_first}");
+        sim.settle(seconds(60));
+        assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
+    }
+}
+
+#[test]
+fn a_reset_after_the_host_s_end_reaches_the_guest() {
+    let (mut sim, handle) = established();
+    sim.net.server_shutdown(FIRST);
+    assert!(sim.run(seconds(1), |sim| sim.socket(handle).state()
+        == State::CloseWait));
+    sim.net.server_reset(FIRST);
+    assert!(sim.run(seconds(1), |sim| sim.socket(handle).state()
+        == State::Closed));
+    assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
+}
+
+#[test]
+fn a_query_over_tcp_goes_to_the_next_resolver() {
+    for dead in [
+        ConnectAnswer::Silent,
+        ConnectAnswer::FailLater(111),
+        ConnectAnswer::Fail(101),
+    ] {
+        let mut sim = Sim::new(12);
+        let resolvers: Vec<_> = ["192.0.2.8:53", "192.0.2.9:53"]
+            .map(|r| r.parse().unwrap())
+            .into();
+        sim.net.set_resolvers(&resolvers);
+        sim.net.answer(resolvers[0], dead);
+        sim.net.answer(resolvers[1], ConnectAnswer::Accept);
+        let handle = sim.connect("10.0.2.3:53");
+        assert!(sim.run(seconds(2), |sim| sim.socket(handle).state()
+            == State::Established));
+    }
+}
+
+#[test]
 fn a_refused_connection_is_refused() {
     let mut sim = Sim::new(2);
     let handle = sim.connect(SERVER);

@@ -132,6 +132,7 @@ fn resolver(word: &str) -> Result<SocketAddr, String> {
 
 fn outbound(word: &str) -> Result<Outbound, String> {
     match word.parse() {
+        Ok(IpAddr::V6(_)) => Err("IPv6 is not carried yet: name an IPv4 address".into()),
         Ok(addr) => Ok(Outbound::Address(addr)),
         Err(_) => interface_name(word).map(Outbound::Interface),
     }

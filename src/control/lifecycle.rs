@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -26,8 +26,26 @@ const LOOK: Duration = Duration::from_millis(250);
 pub enum Target {
     /// A process: over when it ends.
     Process(OwnedFd),
-    /// A file that stands for a namespace: over when it is gone or another.
-    Path(PathBuf),
+    /// A file that stands for a namespace: over when it is gone or another than at first.
+    Path(PathBuf, Identity),
+}
+
+/// Device and inode of a file.
+pub type Identity = (u64, u64);
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
+}
+
+impl Target {
+    /// The namespace that a file stands for now.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn path(path: PathBuf) -> io::Result<Self> {
+        let first = identity(&path)?;
+        Ok(Self::Path(path, first))
+    }
 }
 
 /// Everything that can end an attached network.
@@ -73,10 +91,7 @@ async fn gone(target: Target) -> io::Result<()> {
             let pidfd = watch(pidfd)?;
             pidfd.readable().await.map(|mut guard| guard.retain_ready())
         }
-        Target::Path(path) => {
-            let identity =
-                |path: &PathBuf| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
-            let first = identity(&path)?;
+        Target::Path(path, first) => {
             loop {
                 tokio::time::sleep(LOOK).await;
                 match identity(&path) {

@@ -28,6 +28,8 @@ pub enum FlowKey {
         link: LinkId,
         /// The guest's endpoint.
         guest: SocketAddr,
+        /// For the host's loopback only: such datagrams don't leave by the outbound interface.
+        loopback: bool,
     },
     /// A client of a published UDP port.
     Peer {

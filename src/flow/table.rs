@@ -25,6 +25,8 @@ struct Entry<F> {
     deadline: Instant,
     /// The earliest heap entry for this flow: it is looked at then at the latest.
     scheduled: Instant,
+    /// In the queue of flows with something to do.
+    queued: bool,
 }
 
 struct Slot<F> {
@@ -119,6 +121,7 @@ impl<F> Table<F> {
             flow,
             deadline,
             scheduled: deadline,
+            queued: false,
         };
         self.slots[slot_of(token)].entry = Some(entry);
         self.index.insert(key, token);
@@ -168,6 +171,20 @@ impl<F> Table<F> {
         self.entry(token).map(|entry| entry.deadline)
     }
 
+    /// Notes that a flow is in the queue of those with something to do; false when it is gone or
+    /// was there already.
+    pub fn queue(&mut self, token: Token) -> bool {
+        self.entry_mut(token)
+            .is_some_and(|entry| !std::mem::replace(&mut entry.queued, true))
+    }
+
+    /// Notes that a flow has left that queue.
+    pub fn unqueue(&mut self, token: Token) {
+        if let Some(entry) = self.entry_mut(token) {
+            entry.queued = false;
+        }
+    }
+
     /// Takes a flow out. Its token is worth nothing from now on.
     pub fn remove(&mut self, token: Token) -> Option<F> {
         let slot = self.slots.get_mut(slot_of(token))?;
@@ -177,6 +194,7 @@ impl<F> Table<F> {
         let entry = slot.entry.take()?;
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
         self.index.remove(&entry.key);
+        self.trim_deadlines();
         self.free
             .push(u32::try_from(slot_of(token)).unwrap_or(u32::MAX));
         Some(entry.flow)
@@ -191,7 +209,25 @@ impl<F> Table<F> {
         if deadline < entry.scheduled {
             entry.scheduled = deadline;
             self.deadlines.push(Reverse((deadline, token)));
+            self.trim_deadlines();
         }
+    }
+
+    /// A deadline that moves near and far again leaves an entry behind each time: when most entries
+    /// are such, they are thrown out.
+    fn trim_deadlines(&mut self) {
+        if self.deadlines.len() <= self.most_deadlines() {
+            return;
+        }
+        let mut kept = std::mem::take(&mut self.deadlines);
+        kept.retain(|&Reverse((at, token))| {
+            self.entry(token).is_some_and(|entry| entry.scheduled == at)
+        });
+        self.deadlines = kept;
+    }
+
+    fn most_deadlines(&self) -> usize {
+        2 * self.index.len() + 64
     }
 
     /// Marks a flow as over: it gives way when the table is full.
@@ -236,6 +272,7 @@ impl<F> Table<F> {
             entry.scheduled = deadline;
             self.deadlines.push(Reverse((deadline, token)));
         }
+        self.trim_deadlines();
         None
     }
 
@@ -259,6 +296,12 @@ impl<F> Table<F> {
                 "{live} live, {} indexed, {} free",
                 self.index.len(),
                 self.free.len()
+            ));
+        }
+        if self.deadlines.len() > self.most_deadlines() {
+            return Err(format!(
+                "{} deadlines for {live} flows",
+                self.deadlines.len()
             ));
         }
         for (key, &token) in &self.index {

@@ -14,7 +14,7 @@ use super::tcp_engine::{Engine, EnginePool, LastSent, Path, Syn};
 use crate::buf::TxBatch;
 use crate::host::{Event, TcpSocket};
 use crate::net::emit::{self, BareSegment, Ends};
-use crate::net::parse::{TcpSegment, tcp_flags};
+use crate::net::parse::{self, TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, Wire};
 
 /// How long a host may take to accept or refuse; the kernel gives up after about this time.
@@ -27,7 +27,11 @@ const GUEST_PATIENCE: Duration = Duration::from_secs(75);
 const TIME_WAIT: Duration = Duration::from_secs(10);
 
 /// Turns of both directions in one pump: the budget of a flow.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 8;
+
+/// Bytes taken from the host's socket before they are sent on: little enough to be still in the
+/// nearest cache when they are copied out again.
+const CHUNK: usize = 128 * 1024;
 
 /// What a step of a flow led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub enum Connected {
 pub struct TcpFlow<S> {
     /// The guest's endpoint, and the other as the guest sees it.
     pub ends: Ends,
+    /// Other addresses that were tried before, where there is a choice.
+    pub tried: usize,
     path: Path,
     state: Phase<S>,
 }
@@ -79,6 +85,12 @@ struct Open<S> {
     writable: bool,
     /// The host's stream has ended: a short read does not mean that nothing is left.
     hangup: bool,
+    /// The host's side spoke up after its end of stream: it may have been reset.
+    look_for_error: bool,
+    /// The guest has reset its side.
+    guest_reset: bool,
+    /// The end of both streams has been acknowledged to the guest: nothing more is sent.
+    silent: bool,
     /// One side failed: the host's socket is reset, not closed.
     failed: bool,
     /// The host has sent its end of stream, and it was passed on.
@@ -103,6 +115,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub const fn connecting(ends: Ends, path: Path, socket: S, syn: Syn) -> Self {
         Self {
             ends,
+            tried: 0,
             path,
             state: Phase::Connecting { socket, syn },
         }
@@ -122,6 +135,7 @@ impl<S: TcpSocket> TcpFlow<S> {
         let guest_deadline = Some(now + GUEST_PATIENCE);
         Some(Self {
             ends,
+            tried: 0,
             path,
             state: Phase::Open(Box::new(Open::new(engine, socket, guest_deadline))),
         })
@@ -139,6 +153,14 @@ impl<S: TcpSocket> TcpFlow<S> {
         now + CONNECT_PATIENCE
     }
 
+    /// Tries another address while the guest's SYN waits.
+    pub fn connect_instead(&mut self, other: S, tried: usize) {
+        if let Phase::Connecting { socket, .. } = &mut self.state {
+            *socket = other;
+            self.tried = tried;
+        }
+    }
+
     /// The guest's SYN, while it waits.
     #[must_use]
     pub const fn waiting_syn(&self) -> Option<Syn> {
@@ -154,6 +176,7 @@ impl<S: TcpSocket> TcpFlow<S> {
             open.readable |= event.readable;
             open.writable |= event.writable;
             open.hangup |= event.hangup;
+            open.look_for_error |= event.hangup && open.host_ended;
         }
     }
 
@@ -196,7 +219,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     ) -> bool {
         match &mut self.state {
             Phase::Open(open) => {
-                open.engine.segment(now, tx, segment, packet);
+                open.segment(now, tx, segment, packet);
                 true
             }
             // The guest gave up or started over while the host connects.
@@ -204,6 +227,13 @@ impl<S: TcpSocket> TcpFlow<S> {
                 if segment.has(tcp_flags::RST) && segment.seq == syn.seq.wrapping_add(1) {
                     self.state = Phase::Gone;
                     return true;
+                }
+                if segment.is_connect() && segment.seq != syn.seq {
+                    *syn = Syn {
+                        seq: segment.seq,
+                        window: segment.window,
+                        options: parse::syn_options(segment.bytes(packet)),
+                    };
                 }
                 false
             }
@@ -316,6 +346,9 @@ impl<S: TcpSocket> Open<S> {
             readable: true,
             writable: true,
             hangup: false,
+            look_for_error: false,
+            guest_reset: false,
+            silent: false,
             failed: false,
             host_ended: false,
             guest_ended: false,
@@ -332,9 +365,11 @@ impl<S: TcpSocket> Open<S> {
                 Ok(moved) => moved,
                 Err(failure) => return self.fail(&failure, now, tx),
             };
-            if self.engine.egress(now, tx, true) {
+            if !self.silent && self.engine.egress(now, tx, true) {
                 return Progress::More;
             }
+            // In TIME-WAIT smoltcp would forget what the host has not taken yet.
+            self.silent = self.engine.socket().state() == State::TimeWait;
             if let Some(over) = self.over() {
                 return over;
             }
@@ -362,12 +397,29 @@ impl<S: TcpSocket> Open<S> {
         }
         let moved = self.carry_to_host()? + self.carry_to_guest()?;
         self.engine.carried(moved);
-        // Closed before both directions had ended: reset by the guest, or it fell silent.
-        let closed = self.engine.socket().state() == State::Closed;
-        if closed && !(self.guest_ended && self.host_ended) {
+        if self.guest_reset || self.ended_too_soon() {
             return Err(Failure::Guest);
         }
+        if std::mem::take(&mut self.look_for_error) && self.socket.connect_outcome().is_err() {
+            return Err(Failure::Host);
+        }
         Ok(moved)
+    }
+
+    /// The guest's side is closed though not both streams have ended: the guest fell silent. What it
+    /// had sent before an orderly end may still wait for a slow host.
+    fn ended_too_soon(&mut self) -> bool {
+        let ended = self.guest_ended && self.host_ended;
+        let drains = self.host_ended && self.engine.socket().recv_queue() > 0;
+        self.engine.socket().state() == State::Closed && !ended && !drains
+    }
+
+    /// A segment of the guest.
+    fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
+        self.silent = false;
+        self.engine.segment(now, tx, segment, packet);
+        let closed = matches!(self.engine.socket().state(), State::Closed | State::Listen);
+        self.guest_reset |= closed && segment.has(tcp_flags::RST);
     }
 
     /// Guest to host: the receive ring is handed to `send` in place.
@@ -414,9 +466,12 @@ impl<S: TcpSocket> Open<S> {
         let mut moved = 0;
         while self.readable && !self.host_ended && self.engine.socket().can_send() {
             let socket = &mut self.socket;
-            let received = self.engine.socket().send(|room| match socket.recv(room) {
-                Ok(len) => (len, Ok((len, room.len()))),
-                Err(error) => (0, Err(error)),
+            let received = self.engine.socket().send(|room| {
+                let chunk = room.len().min(CHUNK);
+                match socket.recv(&mut room[..chunk]) {
+                    Ok(len) => (len, Ok((len, chunk))),
+                    Err(error) => (0, Err(error)),
+                }
             });
             match received {
                 Ok(Ok((0, _))) => {
@@ -427,6 +482,7 @@ impl<S: TcpSocket> Open<S> {
                     moved += len;
                     // A short read found the end of what is there; the next edge tells of more.
                     self.readable = len == room || self.hangup;
+                    break;
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
@@ -462,7 +518,12 @@ impl<S: TcpSocket> Open<S> {
     fn deadline(&mut self, now: Instant) -> Instant {
         // The keep-alive timer runs in every open state, so there is always a time; the fallback
         // only covers states that end within this turn.
-        let at = self.engine.poll_at(now).unwrap_or(now + TIME_WAIT).max(now);
+        let due = if self.silent {
+            None
+        } else {
+            self.engine.poll_at(now)
+        };
+        let at = due.unwrap_or(now + TIME_WAIT).max(now);
         self.guest_deadline.map_or(at, |deadline| at.min(deadline))
     }
 }

@@ -62,7 +62,7 @@ impl<S> UdpFlow<S> {
 
 /// A client of a published UDP port: remembers by which socket it came and who it really is, so
 /// that the guest's answers find it even where its address was replaced by the gateway's.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishedPeer {
     /// Which published port it came to.
     pub published: usize,

@@ -3,7 +3,7 @@
 //! Owns nothing but the socket. What the network reports about a datagram (ip(7), `IP_RECVERR`)
 //! comes out as a [`QueuedError`], ready to be passed on to the guest.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -93,7 +93,7 @@ impl UdpSocket for KernelUdp {
     }
 
     fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        receive(&self.socket, bytes)
+        receive(&self.socket, &mut [IoSliceMut::new(bytes)])
     }
 
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
@@ -106,11 +106,9 @@ impl UdpSocket for KernelUdp {
 }
 
 /// Receives one datagram and its sender.
-fn receive(socket: &Socket, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+fn receive(socket: &Socket, parts: &mut [IoSliceMut<'_>]) -> io::Result<(usize, SocketAddr)> {
     let fd = socket.as_raw_fd();
-    let mut vector = [IoSliceMut::new(bytes)];
-    let message =
-        recvmsg::<nix::sys::socket::SockaddrStorage>(fd, &mut vector, None, MsgFlags::empty())?;
+    let message = recvmsg::<nix::sys::socket::SockaddrStorage>(fd, parts, None, MsgFlags::empty())?;
     let sender = message.address.and_then(|address| {
         let v4 = address
             .as_sockaddr_in()
@@ -225,17 +223,11 @@ fn extended_error(err: &libc::sock_extended_err) -> Option<IcmpError> {
 pub struct KernelEcho {
     socket: Socket,
     ipv6: bool,
-    /// Header and data in one piece, as the kernel wants and gives it.
-    scratch: Vec<u8>,
 }
 
 impl KernelEcho {
-    pub(super) fn new(socket: Socket, ipv6: bool) -> Self {
-        Self {
-            socket,
-            ipv6,
-            scratch: Vec::new(),
-        }
+    pub(super) const fn new(socket: Socket, ipv6: bool) -> Self {
+        Self { socket, ipv6 }
     }
 }
 
@@ -248,25 +240,21 @@ impl AsFd for KernelEcho {
 impl EchoSocket for KernelEcho {
     fn send_to(&mut self, to: IpAddr, seq: u16, data: &[u8]) -> io::Result<()> {
         let kind = if self.ipv6 { 128 } else { 8 };
+        let [high, low] = seq.to_be_bytes();
         // The kernel fills in identifier and checksum.
-        self.scratch.clear();
-        self.scratch.extend([kind, 0, 0, 0, 0, 0]);
-        self.scratch.extend(seq.to_be_bytes());
-        self.scratch.extend(data);
-        self.socket
-            .send_to(&self.scratch, &SocketAddr::new(to, 0).into())
-            .map(drop)
+        let header = [kind, 0, 0, 0, 0, 0, high, low];
+        let parts = [IoSlice::new(&header), IoSlice::new(data)];
+        let to = SocketAddr::new(to, 0).into();
+        self.socket.send_to_vectored(&parts, &to).map(drop)
     }
 
     fn recv_from(&mut self, data: &mut [u8]) -> io::Result<(IpAddr, u16, usize)> {
-        self.scratch.resize(data.len() + ECHO_HEADER, 0);
-        let (len, from) = receive(&self.socket, &mut self.scratch)?;
-        let message = self.scratch.get(..len).ok_or(io::ErrorKind::InvalidData)?;
-        let (header, payload) = message
-            .split_at_checked(ECHO_HEADER)
+        let mut header = [0; ECHO_HEADER];
+        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(data)];
+        let (len, from) = receive(&self.socket, &mut parts)?;
+        let len = len
+            .checked_sub(ECHO_HEADER)
             .ok_or(io::ErrorKind::InvalidData)?;
-        let seq = u16::from_be_bytes([header[6], header[7]]);
-        data[..payload.len()].copy_from_slice(payload);
-        Ok((from.ip(), seq, payload.len()))
+        Ok((from.ip(), u16::from_be_bytes([header[6], header[7]]), len))
     }
 }

@@ -194,58 +194,52 @@ impl Host for KernelHost {
     }
 
     fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<KernelUdp> {
-        let unspecified = |ipv6| {
-            if ipv6 {
-                IpAddr::from(Ipv6Addr::UNSPECIFIED)
-            } else {
-                Ipv4Addr::UNSPECIFIED.into()
-            }
+        let ipv6 = match role {
+            DatagramRole::Outbound { ipv6 } => ipv6,
+            DatagramRole::Loopback => false,
+            DatagramRole::Connected(addr) | DatagramRole::Published(addr) => addr.is_ipv6(),
         };
-        let (DatagramRole::Connected(addr) | DatagramRole::Published(addr)) = role else {
-            let DatagramRole::Outbound { ipv6 } = role else {
-                return Err(io::ErrorKind::InvalidInput.into());
-            };
-            let socket = nonblocking(
-                if ipv6 { Domain::IPV6 } else { Domain::IPV4 },
-                Type::DGRAM,
-                None,
-            )?;
-            match &self.outbound {
-                Some(_) => self.bind_outbound(&socket, unspecified(ipv6))?,
-                None => socket.bind(&SocketAddr::new(unspecified(ipv6), 0).into())?,
+        let socket = nonblocking(family(ipv6), Type::DGRAM, None)?;
+        let any = SocketAddr::new(unspecified(ipv6), 0);
+        match role {
+            DatagramRole::Outbound { .. } if self.outbound.is_some() => {
+                self.bind_outbound(&socket, any.ip())?;
             }
-            let socket = KernelUdp::new(socket, ipv6)?;
-            self.watch(socket.as_fd(), token)?;
-            return Ok(socket);
-        };
-        let socket = nonblocking(Domain::for_address(addr), Type::DGRAM, None)?;
-        if matches!(role, DatagramRole::Published(_)) {
-            socket.bind(&addr.into())?;
-        } else {
-            self.bind_outbound(&socket, addr.ip())?;
-            socket.connect(&addr.into())?;
+            DatagramRole::Outbound { .. } | DatagramRole::Loopback => socket.bind(&any.into())?,
+            DatagramRole::Published(addr) => socket.bind(&addr.into())?,
+            DatagramRole::Connected(addr) => {
+                self.bind_outbound(&socket, addr.ip())?;
+                socket.connect(&addr.into())?;
+            }
         }
-        let socket = KernelUdp::new(socket, addr.is_ipv6())?;
+        let socket = KernelUdp::new(socket, ipv6)?;
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
     }
 
     fn echo_open(&mut self, token: Token, ipv6: bool) -> io::Result<KernelEcho> {
-        let (domain, protocol) = if ipv6 {
-            (Domain::IPV6, socket2::Protocol::ICMPV6)
+        let protocol = if ipv6 {
+            socket2::Protocol::ICMPV6
         } else {
-            (Domain::IPV4, socket2::Protocol::ICMPV4)
+            socket2::Protocol::ICMPV4
         };
-        let socket = nonblocking(domain, Type::DGRAM, Some(protocol))?;
-        let any = if ipv6 {
-            IpAddr::from(Ipv6Addr::UNSPECIFIED)
-        } else {
-            Ipv4Addr::UNSPECIFIED.into()
-        };
-        self.bind_outbound(&socket, any)?;
+        let socket = nonblocking(family(ipv6), Type::DGRAM, Some(protocol))?;
+        self.bind_outbound(&socket, unspecified(ipv6))?;
         let socket = KernelEcho::new(socket, ipv6);
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
+    }
+}
+
+const fn family(ipv6: bool) -> Domain {
+    if ipv6 { Domain::IPV6 } else { Domain::IPV4 }
+}
+
+const fn unspecified(ipv6: bool) -> IpAddr {
+    if ipv6 {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
     }
 }
 

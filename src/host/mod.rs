@@ -43,6 +43,8 @@ pub enum DatagramRole {
         /// The family of the addresses it will send to.
         ipv6: bool,
     },
+    /// Speaks with the host's own loopback, past the outbound interface.
+    Loopback,
     /// Speaks with one peer only: other senders are not heard.
     Connected(SocketAddr),
     /// Listens at a published address.

@@ -154,8 +154,10 @@ impl Link for TapLink {
             match read {
                 Ok((bytes, meta)) => batch.push(bytes, meta),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if is_fatal(&error) => return Err(error),
-                Err(_) => return Ok(true),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // One frame without its header: the next may have one.
+                Err(error) if error.kind() == ErrorKind::InvalidData => self.lost += 1,
+                Err(error) => return Err(error),
             }
         }
         Ok(true)

@@ -118,6 +118,18 @@ fn ipv4_header(packet: &mut [u8], fields: Ipv4Fields) {
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
+/// Makes the header of a first fragment that of the whole packet, `total` bytes long.
+pub fn make_whole(header: &mut [u8], total: u16) {
+    if header.len() < IPV4_HEADER {
+        return;
+    }
+    header[2..4].copy_from_slice(&total.to_be_bytes());
+    header[6..8].fill(0);
+    header[10..12].fill(0);
+    let checksum = Sum::default().bytes(header).finish();
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+}
+
 /// Pushes one whole IPv4 packet whose payload `fill` writes. False when the batch is full.
 fn push_ipv4(
     tx: &mut TxBatch,

@@ -122,6 +122,8 @@ pub struct TcpSegment {
     pub flags: u8,
     /// Window field, unscaled.
     pub window: u16,
+    /// Bytes of header, options included.
+    pub header_len: usize,
     /// Bytes of payload.
     pub payload_len: usize,
 }
@@ -132,6 +134,13 @@ impl TcpSegment {
     pub const fn is_connect(&self) -> bool {
         self.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN)
             == tcp_flags::SYN
+    }
+
+    /// Header and payload, out of the IP packet that it came in.
+    #[must_use]
+    pub fn bytes<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
+        let len = self.header_len + self.payload_len;
+        &packet[packet.len().saturating_sub(len)..]
     }
 
     /// Carries the given flag.
@@ -298,6 +307,7 @@ fn tcp(ip: &Ip<'_>) -> Result<TcpSegment, DropReason> {
         ack: packet.ack_number().0.cast_unsigned(),
         flags: ip.payload[13],
         window: packet.window_len(),
+        header_len,
         payload_len: ip.payload.len() - header_len,
     })
 }

@@ -144,9 +144,11 @@ impl DhcpServer {
         match message.kind {
             kind::DISCOVER => {
                 let place = self.choose(now, &message)?;
+                // A holder that asks again keeps what it was promised; any other has run out.
+                let promised = self.leases[place].until;
                 self.leases[place] = Lease {
                     mac: Some(message.mac),
-                    until: now + OFFER,
+                    until: promised.max(now + OFFER),
                 };
                 Some(self.reply(config, &message, kind::OFFER, Some(self.addr(place))))
             }
@@ -196,6 +198,14 @@ impl DhcpServer {
         let Some(place) = granted else {
             return Some(self.reply(config, message, kind::NAK, None));
         };
+        // One address for each client: what it held before is free again.
+        for lease in self
+            .leases
+            .iter_mut()
+            .filter(|lease| lease.mac == Some(message.mac))
+        {
+            lease.until = now;
+        }
         self.leases[place] = Lease {
             mac: Some(message.mac),
             until: now + LEASE,

@@ -21,6 +21,9 @@ use super::mapping::DNS_PORT;
 
 /// Bytes of a DNS header (RFC 1035 4.1.1).
 const HEADER: usize = 12;
+/// Longest query that is forwarded; it is kept until the answer comes. EDNS makes answers long, not
+/// queries, which fit one packet.
+const MAX_QUERY: usize = 4096;
 /// The bit of the third byte that tells a response.
 const RESPONSE: u8 = 0x80;
 /// Response code of a server that failed, with "recursion available".
@@ -36,7 +39,7 @@ struct Attempt<S> {
 }
 
 fn is_query(bytes: &[u8]) -> bool {
-    bytes.len() >= HEADER && bytes[2] & RESPONSE == 0
+    (HEADER..=MAX_QUERY).contains(&bytes.len()) && bytes[2] & RESPONSE == 0
 }
 
 fn is_answer(bytes: &[u8], id: u16) -> bool {
@@ -60,9 +63,13 @@ impl<H: Host> Stack<H> {
             guest,
             id,
         };
-        if self.table.find(&key).is_some() {
-            // Repeated while it is under way: the answer to the first serves both.
-            return Disposition::Forwarded;
+        if let Some(token) = self.table.find(&key) {
+            match self.table.get(token) {
+                // Repeated while it is under way: the answer to the first serves both.
+                Some(Flow::Query(query)) if query.bytes == bytes => return Disposition::Forwarded,
+                // Another question with the same number: the guest has given the first up.
+                _ => self.table.remove(token),
+            };
         }
         let back = self.back(wire);
         let Ok(token) = self.table.next_token() else {
@@ -169,6 +176,9 @@ impl<H: Host> Stack<H> {
     /// The socket of a query has an answer, or an error.
     pub(super) fn query_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         loop {
+            if !turn.tx.has_room() {
+                return self.make_ready(token);
+            }
             let Some(Flow::Query(query)) = self.table.get_mut(token) else {
                 return;
             };

@@ -10,7 +10,7 @@ use crate::flow::Turn;
 use crate::host::Host;
 use crate::net::emit::{self, EchoReply, IcmpError};
 use crate::net::parse::{self, Ip, Packet, Transport, UdpDatagram};
-use crate::net::{DropReason, PROTOCOL_UDP, Wire};
+use crate::net::{DropReason, Mac, PROTOCOL_UDP, Wire};
 
 use super::counters::Disposition;
 use super::{Stack, dhcp, mapping};
@@ -83,7 +83,10 @@ impl<H: Host> Stack<H> {
     fn guest_datagram(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
         let transport = match parse::transport(ip) {
             Ok(transport) => transport,
-            Err(DropReason::Protocol) if !mapping::is_forbidden(&self.config, ip.dst) => {
+            Err(DropReason::Protocol)
+                if ip.wire.dst != Mac::BROADCAST
+                    && !mapping::is_forbidden(&self.config, ip.dst) =>
+            {
                 self.tell(turn, ip, IcmpError::ProtocolUnreachable);
                 return Disposition::Answered;
             }
@@ -95,7 +98,8 @@ impl<H: Host> Stack<H> {
         {
             return self.guest_dhcp(turn, ip, udp);
         }
-        if mapping::is_forbidden(&self.config, ip.dst) {
+        // RFC 1122 3.2.2: what was sent to all on the link is not answered by errors.
+        if ip.wire.dst == Mac::BROADCAST || mapping::is_forbidden(&self.config, ip.dst) {
             return Disposition::Dropped(DropReason::Destination);
         }
         if ip.hop_limit == 1 && !self.config.plan.is_gateway_side(ip.dst) {

@@ -77,7 +77,9 @@ pub fn is_forbidden(config: &Config, addr: IpAddr) -> bool {
 /// answer, is the gateway.
 #[must_use]
 pub fn seen_inside(config: &Config, outside: SocketAddr) -> SocketAddr {
-    if is_forbidden(config, outside.ip()) || config.plan.contains(outside.ip()) {
+    // A guest with IPv4 alone can't answer an IPv6 client by its own address.
+    let unanswerable = outside.is_ipv6() || config.plan.contains(outside.ip());
+    if unanswerable || is_forbidden(config, outside.ip()) {
         SocketAddr::new(config.plan.gateway().into(), outside.port())
     } else {
         outside

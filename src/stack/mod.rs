@@ -71,7 +71,7 @@ pub struct Stack<H: Host> {
     dhcp: DhcpServer,
     reassembly: Reassembly,
     published: Published<H>,
-    /// TCP flows with something to do, in order.
+    /// Flows with something to do, in order, each once.
     ready: VecDeque<Token>,
     secrets: Secrets,
     counters: Counters,
@@ -119,20 +119,16 @@ impl<H: Host> Stack<H> {
             self.published_ready(turn, index);
             return;
         }
-        match self.table.get_mut(event.token) {
-            Some(Flow::Tcp(flow)) => {
-                flow.ready(event);
-                if flow.waiting_syn().is_some() && event.writable {
-                    self.tcp_connect_ended(turn, event.token);
-                }
-                self.ready.push_back(event.token);
-            }
-            Some(Flow::Udp(_)) => self.udp_ready(turn, event.token),
-            Some(Flow::Echo(_)) => self.echo_ready(turn, event.token),
-            Some(Flow::Query(_)) => self.query_ready(turn, event.token),
-            // A peer has no socket of its own; a flow that is gone has nothing to hear.
-            Some(Flow::Peer(_)) | None => {}
+        if event.writable {
+            self.tcp_connect_ended(turn, event.token);
         }
+        match self.table.get_mut(event.token) {
+            Some(Flow::Tcp(flow)) => flow.ready(event),
+            Some(Flow::Udp(_) | Flow::Echo(_) | Flow::Query(_)) => {}
+            // A peer has no socket of its own; a flow that is gone has nothing to hear.
+            Some(Flow::Peer(_)) | None => return,
+        }
+        self.make_ready(event.token);
     }
 
     /// Ends what is overdue and lets due timers act.
@@ -147,7 +143,7 @@ impl<H: Host> Stack<H> {
                     // Looked at again by the pump below, which sets the next deadline.
                     self.table
                         .set_deadline(token, turn.now + crate::net::Duration::from_secs(1));
-                    self.ready.push_back(token);
+                    self.make_ready(token);
                 }
                 Some(Flow::Tcp(_)) => self.tcp_gave_up(turn, token),
                 Some(Flow::Query(_)) => self.query_timed_out(turn, token),
@@ -165,10 +161,33 @@ impl<H: Host> Stack<H> {
             let Some(token) = self.ready.pop_front() else {
                 break;
             };
+            self.table.unqueue(token);
             self.pump(turn, token);
+            // The one that filled the batch is last in line now: the next leads the next turn.
+            if !turn.tx.has_room() {
+                break;
+            }
         }
         let more = self.published_pending(turn);
         more || !self.ready.is_empty()
+    }
+
+    /// Puts a flow in the queue of those with something to do, once.
+    fn make_ready(&mut self, token: Token) {
+        if self.table.queue(token) {
+            self.ready.push_back(token);
+        }
+    }
+
+    /// Lets a flow do what it can.
+    fn pump(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        match self.table.get(token) {
+            Some(Flow::Tcp(_)) => self.pump_tcp(turn, token),
+            Some(Flow::Udp(_)) => self.udp_ready(turn, token),
+            Some(Flow::Echo(_)) => self.echo_ready(turn, token),
+            Some(Flow::Query(_)) => self.query_ready(turn, token),
+            Some(Flow::Peer(_)) | None => {}
+        }
     }
 
     /// When [`Stack::handle_timeout`] wants to be called, at the latest.

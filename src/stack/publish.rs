@@ -25,6 +25,8 @@ const LISTENER: u64 = 1 << 63;
 const BUDGET: usize = 64;
 /// Attempts to find a source port that no other client of the gateway's address uses.
 const PORT_ATTEMPTS: usize = 64;
+/// Ports that a client of a published UDP port may appear with inside.
+const PEER_ATTEMPTS: u16 = 8;
 /// How long a port is left alone that could not be served for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,6 +52,8 @@ struct Port<H: Host> {
 pub struct Published<H: Host> {
     ports: BTreeMap<usize, Port<H>>,
     next_id: usize,
+    /// How many of them are UDP.
+    udp_ports: usize,
     /// No sooner than this is anything taken: descriptors had run out.
     paused_until: Option<Instant>,
 }
@@ -59,6 +63,7 @@ impl<H: Host> Default for Published<H> {
         Self {
             ports: BTreeMap::new(),
             next_id: 1,
+            udp_ports: 0,
             paused_until: None,
         }
     }
@@ -66,10 +71,8 @@ impl<H: Host> Default for Published<H> {
 
 impl<H: Host> Published<H> {
     /// Some UDP port is published.
-    pub(super) fn has_udp(&self) -> bool {
-        self.ports
-            .values()
-            .any(|port| matches!(port.socket, Socket::Udp(_)))
+    pub(super) const fn has_udp(&self) -> bool {
+        self.udp_ports > 0
     }
 
     /// The socket of a published UDP port.
@@ -104,6 +107,7 @@ impl<H: Host> Stack<H> {
             Protocol::Udp => Socket::Udp(host.udp_open(token, DatagramRole::Published(rule.host))?),
         };
         self.published.next_id += 1;
+        self.published.udp_ports += usize::from(rule.protocol == Protocol::Udp);
         self.published.ports.insert(
             id,
             Port {
@@ -117,7 +121,11 @@ impl<H: Host> Stack<H> {
 
     /// Takes a published port back; connections that came by it live on. False when there is none.
     pub fn unpublish(&mut self, id: usize) -> bool {
-        self.published.ports.remove(&id).is_some()
+        let Some(port) = self.published.ports.remove(&id) else {
+            return false;
+        };
+        self.published.udp_ports -= usize::from(port.rule.protocol == Protocol::Udp);
+        true
     }
 
     /// The published ports.
@@ -171,21 +179,18 @@ impl<H: Host> Stack<H> {
             return false;
         }
         self.published.paused_until = None;
-        while let Some(id) = self.first_pending() {
+        // Each port once, so that a busy one can't keep the others waiting.
+        let mut next = self.pending_from(0);
+        while let Some(id) = next {
             self.published_ready(turn, id);
-            if self.first_pending() == Some(id) {
-                break;
-            }
+            next = self.pending_from(id + 1);
         }
-        self.first_pending().is_some() && self.published.paused_until.is_none()
+        self.pending_from(0).is_some() && self.published.paused_until.is_none()
     }
 
-    fn first_pending(&self) -> Option<usize> {
-        self.published
-            .ports
-            .iter()
-            .find(|(_, port)| port.pending)
-            .map(|(id, _)| *id)
+    fn pending_from(&self, id: usize) -> Option<usize> {
+        let mut ports = self.published.ports.range(id..);
+        ports.find(|(_, port)| port.pending).map(|(id, _)| *id)
     }
 
     /// When ports that had to pause want to be served again.
@@ -230,7 +235,10 @@ impl<H: Host> Stack<H> {
             socket.reset();
             return Err(ErrorKind::QuotaExceeded.into());
         };
-        turn.host.tcp_watch(token, &socket)?;
+        if let Err(error) = turn.host.tcp_watch(token, &socket) {
+            socket.reset();
+            return Err(error);
+        }
         let engine = self
             .engines
             .engine(turn.now, path, seen.ip(), self.secrets.next_u64());
@@ -302,37 +310,18 @@ impl<H: Host> Stack<H> {
             Err(error) => {
                 // An error that an answer to a client earned: it concerns nobody here.
                 let drained = socket.queued_error(&mut self.scratch).is_some();
-                return if drained {
-                    Step::Taken
-                } else {
-                    after_error(&error)
-                };
+                let empty = !drained && error.kind() == ErrorKind::WouldBlock;
+                return if empty { Step::Empty } else { Step::Taken };
             }
         };
-        let seen = mapping::seen_inside(&self.config, client);
         let peer = PublishedPeer {
             published: id,
             client,
         };
-        let key = FlowKey::Peer {
-            link: self.link.id,
-            guest,
-            remote: seen,
+        let Some(seen) = self.note_peer(turn.now, guest, peer) else {
+            self.counters.flows_refused += 1;
+            return Step::Taken;
         };
-        let deadline = PublishedPeer::deadline(turn.now);
-        match self.table.find(&key) {
-            Some(token) => {
-                if let Some(Flow::Peer(known)) = self.table.get_mut(token) {
-                    *known = peer;
-                }
-                self.table.set_deadline(token, deadline);
-            }
-            None if self.table.insert(key, Flow::Peer(peer), deadline).is_err() => {
-                self.counters.flows_refused += 1;
-                return Step::Taken;
-            }
-            None => self.counters.flows_opened += 1,
-        }
         if let Some(dst) = self.neighbours.lookup(guest.ip()) {
             let wire = Wire {
                 link: self.link.id,
@@ -355,12 +344,50 @@ impl<H: Host> Stack<H> {
     }
 }
 
+impl<H: Host> Stack<H> {
+    /// Remembers a client of a published UDP port; gives its endpoint as the guest sees it. Two
+    /// clients that look alike inside (both on the host's loopback, with one port) get two ports,
+    /// the same ones each time.
+    fn note_peer(
+        &mut self,
+        now: Instant,
+        guest: SocketAddr,
+        peer: PublishedPeer,
+    ) -> Option<SocketAddr> {
+        let deadline = PublishedPeer::deadline(now);
+        let mut seen = mapping::seen_inside(&self.config, peer.client);
+        let other_port = self.secrets.fingerprint(&(peer.published, peer.client));
+        for attempt in 0..PEER_ATTEMPTS {
+            let key = FlowKey::Peer {
+                link: self.link.id,
+                guest,
+                remote: seen,
+            };
+            let Some(token) = self.table.find(&key) else {
+                self.table.insert(key, Flow::Peer(peer), deadline).ok()?;
+                self.counters.flows_opened += 1;
+                return Some(seen);
+            };
+            if matches!(self.table.get(token), Some(Flow::Peer(known)) if *known == peer) {
+                self.table.set_deadline(token, deadline);
+                return Some(seen);
+            }
+            seen.set_port(49152 | (other_port.wrapping_add(attempt) & 0x3fff));
+        }
+        None
+    }
+}
+
 /// Nothing left, out of descriptors, or a client that is gone again already.
 fn after_error(error: &io::Error) -> Step {
     let kind = error.kind();
     if kind == ErrorKind::WouldBlock {
         Step::Empty
-    } else if kind == ErrorKind::Interrupted || kind == ErrorKind::ConnectionAborted {
+    } else if kind == ErrorKind::Interrupted
+        || kind == ErrorKind::ConnectionAborted
+        || super::udp::unreachable(error).is_some()
+    {
+        // accept(2): network errors of the new connection are reported here, and concern it alone.
         Step::Taken
     } else {
         tracing::warn!(%error, "published port pauses");

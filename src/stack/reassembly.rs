@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use crate::buf::LinkId;
 use crate::flow::key::KeyedState;
 use crate::net::parse::{Fragment, Ip};
-use crate::net::{DropReason, Duration, Instant};
+use crate::net::{self, DropReason, Duration, Instant};
 
 const MAX_DATAGRAMS: usize = 64;
 const MAX_BYTES: usize = 4 << 20;
@@ -281,6 +281,8 @@ impl Partial {
         let mut bytes = self.header;
         let header_len = bytes.len();
         bytes.extend(self.payload);
+        let total = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+        net::emit::make_whole(&mut bytes[..header_len], total);
         Datagram { bytes, header_len }
     }
 }

@@ -3,7 +3,7 @@
 //! Comes in: a seed from the system's entropy, once. Goes out: numbers that a guest can't guess
 //! from others it has seen (RFC 6056, RFC 6528). Deterministic by seed, so tests can repeat a run.
 
-use std::hash::Hasher;
+use std::hash::{Hash, Hasher};
 
 use siphasher::sip::SipHasher24;
 
@@ -25,6 +25,15 @@ impl Secrets {
     #[must_use]
     pub const fn hash_key(&self) -> (u64, u64) {
         (self.seed[2], self.seed[3])
+    }
+
+    /// A number that belongs to a value: the same each time, and not to be guessed from it.
+    #[must_use]
+    pub fn fingerprint(&self, value: &impl Hash) -> u16 {
+        let mut hasher = SipHasher24::new_with_keys(self.seed[2], self.seed[3]);
+        value.hash(&mut hasher);
+        let [a, b, ..] = hasher.finish().to_be_bytes();
+        u16::from_be_bytes([a, b])
     }
 
     /// The next number.

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use crate::flow::key::FlowKey;
+use crate::flow::query::ATTEMPT;
 use crate::flow::tcp::{Connected, Progress, TcpFlow};
 use crate::flow::tcp_engine::Syn;
 use crate::flow::{Flow, Turn};
@@ -116,7 +117,7 @@ impl<H: Host> Stack<H> {
     ) -> Disposition {
         let to = match mapping::verdict(&self.config, ends.dst) {
             Verdict::Host(to) => to,
-            Verdict::Resolver => match self.tcp_resolver(turn.host) {
+            Verdict::Resolver => match self.nth_resolver(turn.host, 0) {
                 Some(resolver) => resolver,
                 None => return self.reset(turn, ip.wire, ends, segment),
             },
@@ -134,8 +135,8 @@ impl<H: Host> Stack<H> {
         let Some(path) = self.path(ends.src.ip()) else {
             return Disposition::Dropped(DropReason::NoNeighbour);
         };
-        let socket = match turn.host.tcp_connect(token, to) {
-            Ok(socket) => socket,
+        let (socket, tried) = match self.connect_host(turn.host, token, to, ends.dst) {
+            Ok(connecting) => connecting,
             Err(error) => {
                 tracing::debug!(%to, %error, "connect failed");
                 return match refusal(&error) {
@@ -152,13 +153,18 @@ impl<H: Host> Stack<H> {
             window: segment.window,
             options: parse::syn_options(ip.payload),
         };
-        let flow = TcpFlow::connecting(ends, path, socket, syn);
+        let mut flow = TcpFlow::connecting(ends, path, socket, syn);
+        flow.tried = tried;
         let key = FlowKey::Tcp {
             link: ip.wire.link,
             guest: ends.src,
             remote: ends.dst,
         };
-        let deadline = TcpFlow::<H::Tcp>::connect_deadline(turn.now);
+        let deadline = if self.config.plan.resolver() == ends.dst.ip() {
+            turn.now + ATTEMPT
+        } else {
+            TcpFlow::<H::Tcp>::connect_deadline(turn.now)
+        };
         let inserted = self.table.insert(key, Flow::Tcp(flow), deadline);
         debug_assert_eq!(
             inserted,
@@ -169,20 +175,37 @@ impl<H: Host> Stack<H> {
         Disposition::Forwarded
     }
 
-    /// The resolver that TCP queries go to: the one that answered last, or else the first.
-    fn tcp_resolver(&self, host: &mut H) -> Option<SocketAddr> {
-        let resolvers = host.resolvers();
-        self.resolver
-            .filter(|last| resolvers.contains(last))
-            .or_else(|| resolvers.first().copied())
+    /// Begins a connection to `to`; where that is a resolver, to the first that can be asked. Gives
+    /// how many could not.
+    fn connect_host(
+        &self,
+        host: &mut H,
+        token: Token,
+        to: SocketAddr,
+        asked: SocketAddr,
+    ) -> io::Result<(H::Tcp, usize)> {
+        let first = host.tcp_connect(token, to);
+        if first.is_ok() || asked.ip() != self.config.plan.resolver() {
+            return first.map(|socket| (socket, 0));
+        }
+        for tried in 1..host.resolvers().len() {
+            if let Some(resolver) = self.nth_resolver(host, tried)
+                && let Ok(socket) = host.tcp_connect(token, resolver)
+            {
+                return Ok((socket, tried));
+            }
+        }
+        first.map(|socket| (socket, 0))
     }
 
-    /// Puts a flow in the queue of those with something to do.
-    pub(super) fn make_ready(&mut self, token: Token) {
-        // Frames of one flow come in trains: the look at the end spares most repetitions.
-        if self.ready.back() != Some(&token) {
-            self.ready.push_back(token);
-        }
+    /// The resolver to be asked after `tried` others, the one that answered last being the first.
+    fn nth_resolver(&self, host: &mut H, tried: usize) -> Option<SocketAddr> {
+        let resolvers = host.resolvers();
+        let last = self
+            .resolver
+            .and_then(|last| resolvers.iter().position(|resolver| *resolver == last));
+        let place = last.unwrap_or(0) + tried;
+        resolvers.get(place.checked_rem(resolvers.len())?).copied()
     }
 
     pub(super) fn tcp_connect_ended(&mut self, turn: &mut Turn<'_, H>, token: Token) {
@@ -202,8 +225,33 @@ impl<H: Host> Stack<H> {
         self.tcp_refused(turn, token, &ErrorKind::TimedOut.into());
     }
 
+    /// A query over TCP whose resolver is not there goes to the next one. True when it does.
+    fn next_resolver(&mut self, turn: &mut Turn<'_, H>, token: Token) -> bool {
+        let Some(Flow::Tcp(flow)) = self.table.get(token) else {
+            return false;
+        };
+        if flow.ends.dst.ip() != self.config.plan.resolver() || flow.waiting_syn().is_none() {
+            return false;
+        }
+        for tried in flow.tried + 1..turn.host.resolvers().len() {
+            if let Some(resolver) = self.nth_resolver(turn.host, tried)
+                && let Ok(socket) = turn.host.tcp_connect(token, resolver)
+            {
+                if let Some(Flow::Tcp(flow)) = self.table.get_mut(token) {
+                    flow.connect_instead(socket, tried);
+                }
+                self.table.set_deadline(token, turn.now + ATTEMPT);
+                return true;
+            }
+        }
+        false
+    }
+
     /// Ends a flow that never came to be; a guest that waits is told why.
     fn tcp_refused(&mut self, turn: &mut Turn<'_, H>, token: Token, error: &io::Error) {
+        if self.next_resolver(turn, token) {
+            return;
+        }
         let Some(Flow::Tcp(flow)) = self.table.remove(token) else {
             return;
         };
@@ -233,12 +281,9 @@ impl<H: Host> Stack<H> {
     }
 
     /// Lets a flow move bytes, and looks after it when it is over.
-    pub(super) fn pump(&mut self, turn: &mut Turn<'_, H>, token: Token) {
-        let flow = match self.table.get_mut(token) {
-            Some(Flow::Tcp(flow)) => flow,
-            Some(Flow::Udp(_)) => return self.udp_ready(turn, token),
-            Some(Flow::Echo(_)) => return self.echo_ready(turn, token),
-            Some(Flow::Peer(_) | Flow::Query(_)) | None => return,
+    pub(super) fn pump_tcp(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let Some(Flow::Tcp(flow)) = self.table.get_mut(token) else {
+            return;
         };
         let progress = flow.pump(turn.now, turn.tx, &mut self.engines);
         match progress {

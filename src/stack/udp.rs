@@ -115,9 +115,11 @@ impl<H: Host> Stack<H> {
         guest: SocketAddr,
         to: SocketAddr,
     ) -> io::Result<()> {
+        let loopback = self.config.outbound.is_some() && to.ip().is_loopback();
         let key = FlowKey::Udp {
             link: ip.wire.link,
             guest,
+            loopback,
         };
         let token = match self.table.find(&key) {
             Some(token) => token,
@@ -147,8 +149,12 @@ impl<H: Host> Stack<H> {
         let Ok(token) = self.table.next_token() else {
             return Err(refused(&mut self.counters));
         };
-        let role = DatagramRole::Outbound {
-            ipv6: guest.is_ipv6(),
+        let role = if matches!(key, FlowKey::Udp { loopback: true, .. }) {
+            DatagramRole::Loopback
+        } else {
+            DatagramRole::Outbound {
+                ipv6: guest.is_ipv6(),
+            }
         };
         let socket = turn.host.udp_open(token, role).map_err(|error| {
             tracing::debug!(%guest, %error, "no UDP socket");

@@ -55,6 +55,18 @@ pub fn owning_user_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Lets this process open as many descriptors as it may: every flow has one. Only for ourselves; a
+/// command that we run keeps the limit it would have had.
+///
+/// # Errors
+/// When the limit can't be read or set.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
 /// Gives `SIGPIPE` back its default action, which Rust's runtime takes away: a command that we run
 /// expects it.
 pub fn restore_sigpipe() {

@@ -226,11 +226,14 @@ impl Received {
     }
 }
 
+/// A fragment: its offset and bytes.
+type Piece = (usize, Vec<u8>);
+
 /// Reads frames to the guest, with every checksum looked at: fragments are joined, anything that
 /// is no IPv4 is passed over.
 pub(crate) fn read(frames: &[Vec<u8>]) -> Result<Vec<Received>, String> {
     let mut whole = Vec::new();
-    let mut partial: BTreeMap<(u16, u8), Vec<(usize, Vec<u8>)>> = BTreeMap::new();
+    let mut partial: BTreeMap<(u16, u8), Vec<Piece>> = BTreeMap::new();
     for frame in frames {
         if frame.get(12..14) != Some(&[8, 0]) {
             continue;
@@ -268,7 +271,7 @@ pub(crate) fn read(frames: &[Vec<u8>]) -> Result<Vec<Received>, String> {
 }
 
 /// The stack sends fragments in order, so the last one ends the datagram.
-fn join(pieces: &[(usize, Vec<u8>)]) -> Result<Vec<u8>, String> {
+fn join(pieces: &[Piece]) -> Result<Vec<u8>, String> {
     let mut joined: Vec<u8> = Vec::new();
     for (offset, piece) in pieces {
         if *offset != joined.len() {

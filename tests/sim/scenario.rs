@@ -270,7 +270,9 @@ impl World {
             };
             return self.frame(&ip.frame(payload), meta);
         }
-        let step = choices.of(&[8, 24, 552, 1480]).max(payload.len() / 64 & !7);
+        let step = choices
+            .of(&[8, 24, 552, 1480])
+            .max((payload.len() / 64) & !7);
         let id = u16::from(choices.byte());
         let mut pieces = Ipv4 { id, ..ip }.fragments(payload, step);
         match style % 8 {
@@ -312,7 +314,11 @@ impl World {
         let from = 40_000 + u16::from(choices.byte() % 32);
         let ip = Self::ip(choices, packets::TCP);
         let to = port(choices);
-        let seq = if choices.chance(4) { u32::MAX - 3 } else { 1000 };
+        let seq = if choices.chance(4) {
+            u32::MAX - 3
+        } else {
+            1000
+        };
         let fields = Segment {
             from,
             to,
@@ -344,12 +350,16 @@ impl World {
         }
         let nth = choices.below(self.connections.len());
         let kind = choices.byte();
-        let flags = [0x10, 0x10, 0x18, 0x11, 0x14, 0x04, 0x02, 0x12, 0x31, 0xff][usize::from(kind % 10)];
+        let flags =
+            [0x10, 0x10, 0x18, 0x11, 0x14, 0x04, 0x02, 0x12, 0x31, 0xff][usize::from(kind % 10)];
         let len = if kind & 0x40 == 0 { choices.len() } else { 0 };
         let (seq_off, ack_off) = if kind & 0x80 == 0 {
             (0, 0)
         } else {
-            (i32::from(choices.word().cast_signed()), i32::from(choices.word().cast_signed()))
+            (
+                i32::from(choices.word().cast_signed()),
+                i32::from(choices.word().cast_signed()),
+            )
         };
         let window = choices.of(&[65_535, 65_535, 0, 1, 500]);
         let connection = &self.connections[nth];
@@ -397,9 +407,26 @@ impl World {
 
     fn dns(&mut self, choices: &mut Choices<'_>) {
         let ip = Ipv4::new(Ipv4Addr::new(10, 0, 2, 3), packets::UDP);
-        let mut query = vec![0, choices.byte(), choices.byte() & 0x81, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        let mut query = vec![
+            0,
+            choices.byte(),
+            choices.byte() & 0x81,
+            0,
+            0,
+            1,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ];
         query.extend(choices.take(8));
-        query.truncate(if choices.chance(16) { choices.below(13) } else { 20 });
+        query.truncate(if choices.chance(16) {
+            choices.below(13)
+        } else {
+            20
+        });
         let datagram = ip.udp(choices.of(&[5000, 5001]), 53, &query);
         self.packet(choices, ip, &datagram);
     }
@@ -418,7 +445,11 @@ impl World {
         let kind = [choices.byte() % 10];
         let asked = [10, 0, 2, choices.byte()];
         let server = [10, 0, 2, choices.of(&[2, 2, 9])];
-        let known = if choices.chance(4) { Ipv4Addr::from(asked) } else { Ipv4Addr::UNSPECIFIED };
+        let known = if choices.chance(4) {
+            Ipv4Addr::from(asked)
+        } else {
+            Ipv4Addr::UNSPECIFIED
+        };
         let mut options: Vec<(u8, &[u8])> = vec![(53, &kind)];
         let parts = choices.byte();
         if parts & 1 != 0 {
@@ -439,7 +470,11 @@ impl World {
             ..Ipv4::new(Ipv4Addr::BROADCAST, packets::UDP)
         };
         let datagram = ip.udp(68, 67, &message);
-        let frame = packets::ethernet(packets::BROADCAST_MAC, packets::ETHERTYPE_IPV4, &ip.packet(&datagram));
+        let frame = packets::ethernet(
+            packets::BROADCAST_MAC,
+            packets::ETHERTYPE_IPV4,
+            &ip.packet(&datagram),
+        );
         self.frame(&frame, RxMeta::plain(LinkId(0)));
     }
 

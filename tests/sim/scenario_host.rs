@@ -80,7 +80,9 @@ impl World {
                 answer.extend(filled(choices.len()));
                 self.net.deliver(socket, peer, &answer);
             }
-            Some(DatagramRole::Outbound { .. } | DatagramRole::Published(_)) => {
+            Some(
+                DatagramRole::Outbound { .. } | DatagramRole::Loopback | DatagramRole::Published(_),
+            ) => {
                 for _ in 0..=choices.byte() % 4 {
                     let from = client(choices);
                     self.net.deliver(socket, from, &filled(choices.len()));
@@ -109,7 +111,8 @@ impl World {
             destination,
             quoted: 0,
         };
-        self.net.report_error(socket, queued, &filled(choices.len()));
+        self.net
+            .report_error(socket, queued, &filled(choices.len()));
     }
 
     pub(super) fn set_resolvers(&mut self, choices: &mut Choices<'_>) {
@@ -247,7 +250,10 @@ impl World {
                 more = stack.poll_transmit(turn);
             });
             self.look()?;
-            let due = self.stack.poll_timeout().is_some_and(|next| next <= self.now);
+            let due = self
+                .stack
+                .poll_timeout()
+                .is_some_and(|next| next <= self.now);
             if !more && !due && !self.net.has_events() {
                 return Ok(());
             }
@@ -283,9 +289,13 @@ impl World {
             }
         }
         // A full batch may cut the fragments of a datagram short.
-        packets::read(&complete)
-            .map(drop)
-            .or_else(|error| if error.starts_with("fragment") { Ok(()) } else { Err(error) })?;
+        packets::read(&complete).map(drop).or_else(|error| {
+            if error.starts_with("fragment") {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })?;
         self.destinations_hold()
     }
 
@@ -296,7 +306,11 @@ impl World {
             return Err(format!("a frame of no kind: {frame:?}"));
         }
         if ip && !partial && frame.len() - 14 > usize::from(self.config.mtu) {
-            return Err(format!("{} bytes over an MTU of {}", frame.len(), self.config.mtu));
+            return Err(format!(
+                "{} bytes over an MTU of {}",
+                frame.len(),
+                self.config.mtu
+            ));
         }
         Ok(())
     }

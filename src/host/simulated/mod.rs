@@ -184,6 +184,9 @@ impl SimulatedTcp {
 impl TcpSocket for SimulatedTcp {
     fn connect_outcome(&mut self) -> io::Result<()> {
         self.with(|connection| {
+            if connection.reset_by_server {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
             connection
                 .outcome
                 .map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
