@@ -13,6 +13,8 @@ use ipnet::Ipv4Net;
 pub const MIN_MTU: u16 = 576;
 /// Largest MTU: the tap driver's limit less room for headers, as the peers have it.
 pub const MAX_MTU: u16 = 65_520;
+/// Port of the domain name service (RFC 1035).
+pub const DNS_PORT: u16 = 53;
 /// Default limit on flows of all kinds together.
 pub const DEFAULT_MAX_FLOWS: u32 = 65_536;
 

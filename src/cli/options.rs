@@ -8,12 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::publish::{self, Spec};
-use crate::config::{AddressPlan, Config, DEFAULT_MAX_FLOWS, Dns, MAX_MTU, MIN_MTU, Outbound};
+use crate::config::{
+    AddressPlan, Config, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MIN_MTU, Outbound,
+};
 use crate::net::Mac;
 use crate::sys::tap::MAX_NAME;
-
-/// Port of the domain name service.
-const DNS_PORT: u16 = 53;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -59,8 +58,14 @@ pub struct Options {
     /// Send from this address, or by this interface
     #[arg(long, value_name = "ADDR|IFACE", value_parser = outbound)]
     pub outbound: Option<Outbound>,
-    /// Publish a port: [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], or ranges a-b:c-d (repeatable)
-    #[arg(short, long, value_name = "SPEC", value_parser = publish::parse)]
+    /// Ports of the host that lead inside.
+    #[arg(
+        short,
+        long,
+        value_name = "SPEC",
+        value_parser = publish::parse,
+        help = "Publish a port: [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], or ranges a-b:c-d (repeatable)"
+    )]
     pub publish: Vec<Spec>,
     /// Limit on connections and associations together
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]

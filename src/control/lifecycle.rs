@@ -9,13 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::signals::Signals;
-use crate::sys::process::exit_code;
+use crate::sys::process::reap;
 use crate::sys::readiness::watch;
 
 /// How often a namespace's path is looked at: its end is to be noticed within a second.
@@ -153,22 +151,6 @@ impl Running {
                 // The keeper may be gone already; then its end comes next.
                 let _ = kill(self.keeper, arrived.signal);
             }
-        }
-    }
-}
-
-/// Reaps what has ended; the exit status of `child` once it has.
-fn reap(child: Pid) -> io::Result<Option<u8>> {
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => return Ok(None),
-            Ok(status) if status.pid() == Some(child) => {
-                if let Some(code) = exit_code(status) {
-                    return Ok(Some(code));
-                }
-            }
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -312,7 +312,7 @@ impl<S: TcpSocket> TcpFlow<S> {
         }
     }
 
-    /// The deadline passed while the host was connecting, or the end is remembered long enough.
+    /// Both sides have, or are about to have, a connection.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         matches!(self.state, Phase::Open(_))

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 
+use crate::config::DNS_PORT;
 use crate::net::{Duration, Instant, Wire};
 
 /// A port that only ever spoke to a DNS server is given up soon.
@@ -27,7 +28,7 @@ pub struct UdpFlow<S> {
 }
 
 impl<S> UdpFlow<S> {
-    /// A flow that begins with a datagram to `to`.
+    /// A flow that has carried nothing yet.
     #[must_use]
     pub fn new(socket: S, guest: SocketAddr, wire: Wire) -> Self {
         Self {
@@ -41,7 +42,7 @@ impl<S> UdpFlow<S> {
 
     /// Notes a datagram to `to`; returns the new deadline.
     pub fn sent(&mut self, now: Instant, to: SocketAddr) -> Instant {
-        self.only_dns &= to.port() == 53;
+        self.only_dns &= to.port() == DNS_PORT;
         now + self.idle()
     }
 

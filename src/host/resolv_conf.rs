@@ -10,8 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-/// Port of the domain name service.
-pub const DNS_PORT: u16 = 53;
+use crate::config::DNS_PORT;
 
 /// More than this of a file is not read.
 const MAX_BYTES: u64 = 64 * 1024;

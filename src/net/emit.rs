@@ -156,30 +156,18 @@ fn ipv4_pair(src: IpAddr, dst: IpAddr) -> Option<(Ipv4Addr, Ipv4Addr)> {
     }
 }
 
-/// Sends an ARP reply or request from `wire.src`, who has `ours`, about `theirs`.
-pub fn arp(
-    tx: &mut TxBatch,
-    wire: Wire,
-    is_request: bool,
-    ours: Ipv4Addr,
-    theirs: Ipv4Addr,
-) -> bool {
+/// Answers an ARP request for an address that we have.
+pub fn arp_reply(tx: &mut TxBatch, wire: Wire, request: Arp) -> bool {
     tx.push(wire.link, ETHERNET_HEADER + ARP_LEN, |frame| {
         let packet = ethernet(frame, wire, 0x0806);
-        packet[..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, if is_request { 1 } else { 2 }]);
+        packet[..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 2]);
         packet[8..14].copy_from_slice(&wire.src.0);
-        packet[14..18].copy_from_slice(&ours.octets());
-        let target = if is_request { [0; 6] } else { wire.dst.0 };
-        packet[18..24].copy_from_slice(&target);
-        packet[24..28].copy_from_slice(&theirs.octets());
+        packet[14..18].copy_from_slice(&request.target.octets());
+        packet[18..24].copy_from_slice(&wire.dst.0);
+        packet[24..28].copy_from_slice(&request.sender.octets());
         (Offload::NONE, ())
     })
     .is_some()
-}
-
-/// Answers an ARP request for an address that we have.
-pub fn arp_reply(tx: &mut TxBatch, wire: Wire, request: Arp) -> bool {
-    arp(tx, wire, false, request.target, request.sender)
 }
 
 fn fill_icmp(packet: &mut [u8], kind: u8, code: u8, word: u32, data: &[u8]) {
@@ -410,7 +398,7 @@ pub fn tcp_bare(tx: &mut TxBatch, wire: Wire, segment: BareSegment) -> bool {
 }
 
 /// Rebuilds the first 28 bytes of the packet that a guest sent, for an ICMP error about a datagram
-/// that is no longer at hand. `payload` is what the error quotes of it, `length` its full size.
+/// that is no longer at hand. `payload` is what the error quotes of it.
 #[must_use]
 pub fn quoted_udp(ends: Ends, payload: &[u8]) -> Option<Vec<u8>> {
     let (src, dst) = ipv4_pair(ends.src.ip(), ends.dst.ip())?;

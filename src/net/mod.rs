@@ -27,8 +27,6 @@ pub const IPV4_HEADER: usize = 20;
 pub const UDP_HEADER: usize = 8;
 /// Bytes of a TCP header without options.
 pub const TCP_HEADER: usize = 20;
-/// Largest UDP payload over IPv4 (RFC 768, RFC 791).
-pub const MAX_UDP_PAYLOAD: usize = 65_507;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

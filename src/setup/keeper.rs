@@ -15,11 +15,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, execvp, getpid, getppid};
 
 use super::{SetupError, Step};
-use crate::sys::process::{self, exit_code};
+use crate::sys::process::{self, reap};
 use crate::sys::signals::SignalSource;
 
 /// Exit statuses of a shell for a command that can't be run, and one that does not exist.
@@ -57,7 +57,7 @@ fn watch(parent: &UnixStream, signals: &SignalSource, child: Pid) -> io::Result<
         let orphaned = sources[1].any().unwrap_or(true);
         while let Ok(arrived) = signals.try_next() {
             if arrived.signal == Signal::SIGCHLD {
-                if let Some(status) = reap(child) {
+                if let Some(status) = reap(child)? {
                     return Ok(status);
                 }
             } else if !arrived.by_terminal {
@@ -67,16 +67,6 @@ fn watch(parent: &UnixStream, signals: &SignalSource, child: Pid) -> io::Result<
         if orphaned {
             let _ = kill(child, Signal::SIGKILL);
             return Ok(u8::MAX);
-        }
-    }
-}
-
-fn reap(child: Pid) -> Option<u8> {
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return None,
-            Ok(status) if status.pid() == Some(child) => return exit_code(status),
-            Ok(_) | Err(_) => {}
         }
     }
 }

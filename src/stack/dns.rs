@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use crate::config::DNS_PORT;
 use crate::flow::key::FlowKey;
 use crate::flow::query::{ATTEMPT, Query, ROUNDS};
 use crate::flow::{Flow, Turn};
@@ -17,7 +18,6 @@ use crate::net::{DropReason, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
-use super::mapping::DNS_PORT;
 
 /// Bytes of a DNS header (RFC 1035 4.1.1).
 const HEADER: usize = 12;

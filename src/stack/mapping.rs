@@ -6,12 +6,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::config::{Config, Dns};
+use crate::config::{Config, DNS_PORT, Dns};
 use crate::net::DropReason;
 use crate::net::emit::IcmpError;
-
-/// Port of the domain name service.
-pub const DNS_PORT: u16 = 53;
 
 /// Where a packet to an address goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

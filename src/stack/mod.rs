@@ -1,7 +1,7 @@
 //! The gateway that a guest believes in: everything between its frames and the host's sockets.
 //!
 //! [`Stack`] is an ordinary struct. Frames, host events and time go in by method call; frames come
-//! out in a [`TxBatch`], the next deadline by [`Stack::poll_timeout`]. It reads no clock, owns no
+//! out in a [`TxBatch`](crate::buf::TxBatch), the next deadline by [`Stack::poll_timeout`]. It reads no clock, owns no
 //! descriptor and knows no runtime, so whole scenarios run in virtual time. The files beside this
 //! one each know one service; this one owns the state and decides the order of things:
 //!

@@ -74,22 +74,6 @@ impl Neighbours {
         }
     }
 
-    /// Asks who has `addr`.
-    pub fn solicit(
-        &self,
-        tx: &mut TxBatch,
-        link: crate::buf::LinkId,
-        from: Ipv4Addr,
-        addr: Ipv4Addr,
-    ) -> bool {
-        let wire = Wire {
-            link,
-            src: self.gateway_mac,
-            dst: Mac::BROADCAST,
-        };
-        emit::arp(tx, wire, true, from, addr)
-    }
-
     /// Answers an ARP request for one of our addresses, and learns from what it says.
     pub fn handle_arp(
         &mut self,

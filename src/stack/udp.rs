@@ -5,6 +5,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use crate::flow::key::FlowKey;
 use crate::flow::udp::{PublishedPeer, UdpFlow};
@@ -41,6 +42,15 @@ pub(super) fn unreachable(error: &io::Error) -> Option<IcmpError> {
         .map(|(_, said)| said)
 }
 
+/// A guest's datagram, or a train of them, on its way out.
+#[derive(Debug, Clone, Copy)]
+struct Outgoing<'a> {
+    wire: Wire,
+    guest: SocketAddr,
+    payload: &'a [u8],
+    segment: Option<NonZeroU16>,
+}
+
 impl<H: Host> Stack<H> {
     pub(super) fn guest_udp(
         &mut self,
@@ -48,20 +58,20 @@ impl<H: Host> Stack<H> {
         ip: &Ip<'_>,
         udp: &UdpDatagram<'_>,
     ) -> Disposition {
-        let guest = SocketAddr::new(ip.src, udp.src_port);
         let remote = SocketAddr::new(ip.dst, udp.dst_port);
-        let sent = match self.send_to_client(
-            turn,
-            ip,
-            Ends {
-                src: guest,
-                dst: remote,
-            },
-        ) {
+        let outgoing = Outgoing {
+            wire: ip.wire,
+            guest: SocketAddr::new(ip.src, udp.src_port),
+            payload: udp.payload,
+            segment: ip.udp_segment,
+        };
+        let sent = match self.send_to_client(turn, outgoing, remote) {
             Some(sent) => sent,
             None => match mapping::verdict(&self.config, remote) {
-                Verdict::Host(to) => self.send_to_host(turn, ip, guest, to),
-                Verdict::Resolver => return self.guest_query(turn, ip.wire, guest, udp.payload),
+                Verdict::Host(to) => self.send_to_host(turn, outgoing, to),
+                Verdict::Resolver => {
+                    return self.guest_query(turn, ip.wire, outgoing.guest, udp.payload);
+                }
                 Verdict::Refuse => Err(ErrorKind::ConnectionRefused.into()),
                 Verdict::Unreachable(error) => {
                     self.tell(turn, ip, error);
@@ -82,20 +92,20 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    /// A guest's datagram to a client of one of its published ports; `None` where it is not one.
+    /// A datagram to a client of one of the guest's published ports; `None` where it is not one.
     fn send_to_client(
         &mut self,
         turn: &mut Turn<'_, H>,
-        ip: &Ip<'_>,
-        ends: Ends,
+        outgoing: Outgoing<'_>,
+        remote: SocketAddr,
     ) -> Option<io::Result<()>> {
         if !self.published.has_udp() {
             return None;
         }
         let key = FlowKey::Peer {
-            link: ip.wire.link,
-            guest: ends.src,
-            remote: ends.dst,
+            link: outgoing.wire.link,
+            guest: outgoing.guest,
+            remote,
         };
         let token = self.table.find(&key)?;
         let Some(Flow::Peer(peer)) = self.table.get(token) else {
@@ -105,31 +115,31 @@ impl<H: Host> Stack<H> {
         let socket = self.published.udp(published)?;
         self.table
             .set_deadline(token, PublishedPeer::deadline(turn.now));
-        Some(socket.send_to(client, payload(ip), ip.udp_segment))
+        Some(socket.send_to(client, outgoing.payload, outgoing.segment))
     }
 
     fn send_to_host(
         &mut self,
         turn: &mut Turn<'_, H>,
-        ip: &Ip<'_>,
-        guest: SocketAddr,
+        outgoing: Outgoing<'_>,
         to: SocketAddr,
     ) -> io::Result<()> {
+        let Outgoing { wire, guest, .. } = outgoing;
         let loopback = self.config.outbound.is_some() && to.ip().is_loopback();
         let key = FlowKey::Udp {
-            link: ip.wire.link,
+            link: wire.link,
             guest,
             loopback,
         };
         let token = match self.table.find(&key) {
             Some(token) => token,
-            None => self.open_udp(turn, ip.wire, key, guest)?,
+            None => self.open_udp(turn, wire, key, guest)?,
         };
         let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
             return Ok(());
         };
         let deadline = flow.sent(turn.now, to);
-        let sent = flow.socket.send_to(to, payload(ip), ip.udp_segment);
+        let sent = flow.socket.send_to(to, outgoing.payload, outgoing.segment);
         self.table.set_deadline(token, deadline);
         sent
     }
@@ -245,12 +255,4 @@ impl<H: Host> Stack<H> {
         let from = reporter.unwrap_or_else(|| self.config.plan.gateway().into());
         emit::icmp_error(turn.tx, flow.wire, from, queued.error, &original);
     }
-}
-
-/// The datagrams of a UDP packet: all behind its header, one or, with segmentation offload, several.
-fn payload<'a>(ip: &Ip<'a>) -> &'a [u8] {
-    let length = usize::from(u16::from_be_bytes([ip.payload[4], ip.payload[5]]));
-    ip.payload
-        .get(crate::net::UDP_HEADER..length)
-        .unwrap_or_default()
 }
