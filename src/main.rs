@@ -82,6 +82,9 @@ fn event_loop(
     resolvers: Source,
     commands: mpsc::Receiver<tapgate::control::Command>,
 ) -> Result<EventLoop<TapLink>> {
+    if let Err(error) = memory::keep_pages_small() {
+        tracing::debug!(%error, "huge pages as the system has them");
+    }
     match process::raise_descriptor_limit() {
         Ok(limit) => tracing::debug!(limit, "descriptors"),
         Err(error) => tracing::warn!(%error, "the limit on descriptors stays low"),

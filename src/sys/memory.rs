@@ -19,6 +19,15 @@ pub fn map_large_allocations() {
     }
 }
 
+/// Keeps the kernel from turning sparsely written rings into huge pages, which would commit all of
+/// them (prctl(2), `PR_SET_THP_DISABLE`); matters where huge pages are "always" on.
+///
+/// # Errors
+/// On kernels without huge pages, where there is nothing to keep from.
+pub fn keep_pages_small() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_thp_disable(true)?)
+}
+
 /// Numbers from the system's entropy (getrandom(2)).
 ///
 /// # Errors
