@@ -9,7 +9,7 @@ use crate::buf::RxMeta;
 use crate::flow::Turn;
 use crate::host::Host;
 use crate::net::emit::{self, EchoReply, IcmpError};
-use crate::net::parse::{self, Ip, Packet, Transport, UdpDatagram};
+use crate::net::parse::{self, Echo, Ip, Packet, Transport, UdpDatagram};
 use crate::net::{DropReason, Mac, PROTOCOL_UDP, Wire};
 
 use super::counters::Disposition;
@@ -81,52 +81,49 @@ impl<H: Host> Stack<H> {
     }
 
     fn guest_datagram(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
-        let transport = match parse::transport(ip) {
-            Ok(transport) => transport,
-            Err(DropReason::Protocol)
-                if ip.wire.dst != Mac::BROADCAST
-                    && !mapping::is_forbidden(&self.config, ip.dst) =>
-            {
-                self.tell(turn, ip, IcmpError::ProtocolUnreachable);
-                return Disposition::Answered;
-            }
-            Err(reason) => return Disposition::Dropped(reason),
-        };
-        if let Transport::Udp(udp) = &transport
-            && udp.dst_port == dhcp::SERVER_PORT
-            && (ip.dst == Ipv4Addr::BROADCAST || ip.dst == self.config.plan.gateway())
-        {
-            return self.guest_dhcp(turn, ip, udp);
-        }
         // RFC 1122 3.2.2: what was sent to all on the link is not answered by errors.
-        if ip.wire.dst == Mac::BROADCAST || mapping::is_forbidden(&self.config, ip.dst) {
-            return Disposition::Dropped(DropReason::Destination);
-        }
-        if ip.hop_limit == 1 && !self.config.plan.is_gateway_side(ip.dst) {
-            self.tell(turn, ip, IcmpError::TimeExceeded);
-            return Disposition::Answered;
-        }
-        match transport {
-            Transport::Tcp(segment) => self.guest_tcp(turn, ip, &segment),
-            Transport::Udp(udp) => self.guest_udp(turn, ip, &udp),
-            Transport::Echo(echo) if self.config.plan.is_gateway_side(ip.dst) => {
-                let id = emit::DatagramId(self.secrets.next_u16());
-                let reply = EchoReply {
-                    src: ip.dst,
-                    dst: ip.src,
-                    ident: echo.ident,
-                    seq: echo.seq,
-                    data: echo.data,
-                };
-                let sent =
-                    emit::echo_reply(turn.tx, self.back(ip.wire), self.config.mtu, reply, id);
-                if sent {
-                    Disposition::Answered
-                } else {
-                    Disposition::Dropped(DropReason::TransmitFull)
-                }
+        let to_all = ip.wire.dst == Mac::BROADCAST || mapping::is_forbidden(&self.config, ip.dst);
+        let to_gateway = self.config.plan.is_gateway_side(ip.dst);
+        match parse::transport(ip) {
+            Ok(Transport::Udp(udp)) if self.is_for_dhcp(ip, &udp) => {
+                self.guest_dhcp(turn, ip, &udp)
             }
-            Transport::Echo(echo) => self.guest_echo(turn, ip, &echo),
+            Ok(_) if to_all => Disposition::Dropped(DropReason::Destination),
+            Err(DropReason::Protocol) if !to_all => {
+                self.tell(turn, ip, IcmpError::ProtocolUnreachable);
+                Disposition::Answered
+            }
+            Err(reason) => Disposition::Dropped(reason),
+            Ok(_) if ip.hop_limit == 1 && !to_gateway => {
+                self.tell(turn, ip, IcmpError::TimeExceeded);
+                Disposition::Answered
+            }
+            Ok(Transport::Tcp(segment)) => self.guest_tcp(turn, ip, &segment),
+            Ok(Transport::Udp(udp)) => self.guest_udp(turn, ip, &udp),
+            Ok(Transport::Echo(echo)) if to_gateway => self.answer_echo(turn, ip, &echo),
+            Ok(Transport::Echo(echo)) => self.guest_echo(turn, ip, &echo),
+        }
+    }
+
+    fn is_for_dhcp(&self, ip: &Ip<'_>, udp: &UdpDatagram<'_>) -> bool {
+        udp.dst_port == dhcp::SERVER_PORT
+            && (ip.dst == Ipv4Addr::BROADCAST || ip.dst == self.config.plan.gateway())
+    }
+
+    /// Answers a ping of one of the gateway's own addresses.
+    fn answer_echo(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>, echo: &Echo<'_>) -> Disposition {
+        let id = emit::DatagramId(self.secrets.next_u16());
+        let reply = EchoReply {
+            src: ip.dst,
+            dst: ip.src,
+            ident: echo.ident,
+            seq: echo.seq,
+            data: echo.data,
+        };
+        if emit::echo_reply(turn.tx, self.back(ip.wire), self.config.mtu, reply, id) {
+            Disposition::Answered
+        } else {
+            Disposition::Dropped(DropReason::TransmitFull)
         }
     }
 
