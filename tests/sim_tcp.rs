@@ -166,6 +166,16 @@ fn a_query_over_tcp_goes_to_the_next_resolver() {
 }
 
 #[test]
+fn the_only_resolver_may_take_its_time() {
+    let mut sim = Sim::new(13);
+    sim.net.set_resolvers(&["192.0.2.8:53".parse().unwrap()]);
+    sim.net.answer_all(ConnectAnswer::Silent);
+    sim.connect("10.0.2.3:53");
+    sim.settle(seconds(10));
+    assert_eq!(sim.stack.flows(), 1, "no other to ask: it is waited for");
+}
+
+#[test]
 fn a_refused_connection_is_refused() {
     let mut sim = Sim::new(2);
     let handle = sim.connect(SERVER);

@@ -323,18 +323,6 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub const fn is_over(&self) -> bool {
         matches!(self.state, Phase::TimeWait(_) | Phase::Gone)
     }
-
-    /// Resets both sides, as far as they exist.
-    pub fn abort(&mut self, now: Instant, tx: &mut TxBatch) {
-        match std::mem::replace(&mut self.state, Phase::Gone) {
-            Phase::Open(mut open) => {
-                open.engine.socket().abort();
-                open.engine.egress(now, tx, false);
-                open.socket.reset();
-            }
-            Phase::Connecting { .. } | Phase::TimeWait(_) | Phase::Gone => {}
-        }
-    }
 }
 
 impl<S: TcpSocket> Open<S> {

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use socket2::Socket;
 
-use super::{EchoSocket, QueuedError, UdpSocket};
+use super::{EchoSocket, QueuedError, UdpSocket, datagrams};
 use crate::net::emit::IcmpError;
 
 /// Receive buffer asked for: a burst of a thousand sockets' answers must not be lost while the
@@ -70,13 +70,7 @@ impl UdpSocket for KernelUdp {
         segment: Option<NonZeroU16>,
     ) -> io::Result<()> {
         let to = to.into();
-        let step = segment
-            .map_or(payload.len(), |segment| usize::from(segment.get()))
-            .max(1);
-        if payload.is_empty() {
-            return self.socket.send_to(payload, &to).map(drop);
-        }
-        for datagram in payload.chunks(step) {
+        for datagram in datagrams(payload, segment) {
             let sent = self.socket.send_to(datagram, &to);
             // An error that an earlier datagram earned is reported by the next call once; the
             // error queue still has it, and this datagram deserves its own attempt.

@@ -169,6 +169,14 @@ pub trait UdpSocket {
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError>;
 }
 
+/// The datagrams that a payload holds: pieces of `segment` bytes, or the whole; an empty payload is
+/// one empty datagram.
+fn datagrams(payload: &[u8], segment: Option<NonZeroU16>) -> impl Iterator<Item = &[u8]> {
+    let step = segment.map_or(payload.len(), |segment| usize::from(segment.get()));
+    let empty = payload.is_empty().then_some(payload);
+    empty.into_iter().chain(payload.chunks(step.max(1)))
+}
+
 /// An ICMP echo socket of the host. The kernel chooses the identifier.
 pub trait EchoSocket {
     /// Sends an echo request.

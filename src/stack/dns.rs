@@ -98,14 +98,7 @@ impl<H: Host> Stack<H> {
             attempts: attempt.number,
             wire: back,
         };
-        let inserted = self
-            .table
-            .insert(key, Flow::Query(query), turn.now + ATTEMPT);
-        debug_assert_eq!(
-            inserted,
-            Ok(token),
-            "the token that the socket was opened with"
-        );
+        self.admit(token, key, Flow::Query(query), turn.now + ATTEMPT);
         Disposition::Forwarded
     }
 

@@ -100,14 +100,8 @@ impl<H: Host> Stack<H> {
             wire: self.back(ip.wire),
         };
         let deadline = EchoFlow::<H::Echo>::deadline(turn.now);
-        let inserted = self.table.insert(key, Flow::Echo(flow), deadline);
-        debug_assert_eq!(
-            inserted,
-            Ok(token),
-            "the token that the socket was opened with"
-        );
-        self.counters.flows_opened += 1;
-        inserted.ok()
+        self.admit(token, key, Flow::Echo(flow), deadline);
+        Some(token)
     }
 
     /// Says once why pings go nowhere.

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use crate::buf::{LinkId, RxMeta, TxCapabilities};
 use crate::config::Config;
 use crate::flow::Flow;
-use crate::flow::key::KeyedState;
+use crate::flow::key::{FlowKey, KeyedState};
 use crate::flow::table::Table;
 use crate::flow::tcp_engine::{EnginePool, Path};
 use crate::host::{Event, Host, Token};
@@ -170,6 +170,14 @@ impl<H: Host> Stack<H> {
         }
         let more = self.published_pending(turn);
         more || !self.ready.is_empty()
+    }
+
+    /// Takes a new flow into the table, whose socket was opened with `token`, the one that
+    /// [`Table::next_token`] had promised.
+    fn admit(&mut self, token: Token, key: FlowKey, flow: Flow<H>, deadline: Instant) {
+        let inserted = self.table.insert(key, flow, deadline);
+        debug_assert_eq!(inserted, Ok(token), "nothing came in between");
+        self.counters.flows_opened += 1;
     }
 
     /// Puts a flow in the queue of those with something to do, once.

@@ -253,13 +253,7 @@ impl<H: Host> Stack<H> {
             guest,
             remote: seen,
         };
-        let inserted = self.table.insert(key, Flow::Tcp(flow), turn.now + PAUSE);
-        debug_assert_eq!(
-            inserted,
-            Ok(token),
-            "the token that the socket is watched with"
-        );
-        self.counters.flows_opened += 1;
+        self.admit(token, key, Flow::Tcp(flow), turn.now + PAUSE);
         self.make_ready(token);
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::flow::{Flow, Turn};
 use crate::host::{Host, Token};
 use crate::net::emit::{self, BareSegment, Ends, IcmpError};
 use crate::net::parse::{self, Ip, TcpSegment, tcp_flags};
-use crate::net::{DropReason, Wire};
+use crate::net::{DropReason, Instant, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
@@ -33,6 +33,16 @@ fn refusal(error: &io::Error) -> Refusal {
         // Nobody listens, or we are out of something: TCP says both by a RST.
         None | Some(IcmpError::PortUnreachable) => Refusal::Reset,
         Some(said) => Refusal::Unreachable(said),
+    }
+}
+
+/// How long a host may take to answer: as long as the kernel lets it, or, where another could be
+/// asked, no longer than a query over UDP waits.
+fn connect_deadline<H: Host>(now: Instant, another: bool) -> Instant {
+    if another {
+        now + ATTEMPT
+    } else {
+        TcpFlow::<H::Tcp>::connect_deadline(now)
     }
 }
 
@@ -160,18 +170,14 @@ impl<H: Host> Stack<H> {
             guest: ends.src,
             remote: ends.dst,
         };
-        let deadline = if self.config.plan.resolver() == ends.dst.ip() {
-            turn.now + ATTEMPT
+        let asks_resolver = ends.dst.ip() == self.config.plan.resolver();
+        let others = if asks_resolver {
+            turn.host.resolvers().len()
         } else {
-            TcpFlow::<H::Tcp>::connect_deadline(turn.now)
+            0
         };
-        let inserted = self.table.insert(key, Flow::Tcp(flow), deadline);
-        debug_assert_eq!(
-            inserted,
-            Ok(token),
-            "the token that the socket was opened with"
-        );
-        self.counters.flows_opened += 1;
+        let deadline = connect_deadline::<H>(turn.now, tried + 1 < others);
+        self.admit(token, key, Flow::Tcp(flow), deadline);
         Disposition::Forwarded
     }
 
@@ -233,14 +239,16 @@ impl<H: Host> Stack<H> {
         if flow.ends.dst.ip() != self.config.plan.resolver() || flow.waiting_syn().is_none() {
             return false;
         }
-        for tried in flow.tried + 1..turn.host.resolvers().len() {
+        let count = turn.host.resolvers().len();
+        for tried in flow.tried + 1..count {
             if let Some(resolver) = self.nth_resolver(turn.host, tried)
                 && let Ok(socket) = turn.host.tcp_connect(token, resolver)
             {
                 if let Some(Flow::Tcp(flow)) = self.table.get_mut(token) {
                     flow.connect_instead(socket, tried);
                 }
-                self.table.set_deadline(token, turn.now + ATTEMPT);
+                let deadline = connect_deadline::<H>(turn.now, tried + 1 < count);
+                self.table.set_deadline(token, deadline);
                 return true;
             }
         }

@@ -172,13 +172,7 @@ impl<H: Host> Stack<H> {
         })?;
         let flow = UdpFlow::new(socket, guest, self.back(wire));
         let deadline = turn.now;
-        let inserted = self.table.insert(key, Flow::Udp(flow), deadline);
-        debug_assert_eq!(
-            inserted,
-            Ok(token),
-            "the token that the socket was opened with"
-        );
-        self.counters.flows_opened += 1;
+        self.admit(token, key, Flow::Udp(flow), deadline);
         Ok(token)
     }
 

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::rc::Rc;
 
-use super::{DatagramRole, EchoSocket, Host, QueuedError, TcpSocket, Token, UdpSocket};
+use super::{DatagramRole, EchoSocket, Host, QueuedError, TcpSocket, Token, UdpSocket, datagrams};
 use network::{Connection, DatagramState, ListenerState, SOCKET_BUFFER, State};
 
 pub use network::{ConnectAnswer, Network, Sent, SocketId};
@@ -281,23 +281,13 @@ impl UdpSocket for SimulatedDatagram {
         payload: &[u8],
         segment: Option<NonZeroU16>,
     ) -> io::Result<()> {
-        let step = segment
-            .map_or(payload.len(), |segment| usize::from(segment.get()))
-            .max(1);
-        let mut state = self.state.borrow_mut();
         let socket = SocketId(self.id);
-        if payload.is_empty() {
-            state.sent.push(Sent {
-                socket,
-                to,
-                payload: Vec::new(),
-            });
-        }
-        state.sent.extend(payload.chunks(step).map(|piece| Sent {
+        let sent = datagrams(payload, segment).map(|datagram| Sent {
             socket,
             to,
-            payload: piece.to_vec(),
-        }));
+            payload: datagram.to_vec(),
+        });
+        self.state.borrow_mut().sent.extend(sent);
         Ok(())
     }
 
