@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
     recvmsg, sendmsg, socketpair,
@@ -48,6 +48,16 @@ pub(crate) struct Plan {
     pub(crate) inherit: Vec<Arc<OwnedFd>>,
 }
 
+/// Tests that were started in the background of a script inherit `SIGINT` and `SIGQUIT` ignored, and
+/// pass that on through exec: what a program does with them must not hang on who started the tests.
+fn listen_to_interrupts() -> io::Result<()> {
+    for interrupt in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default action replaces "ignore"; no handler is installed.
+        unsafe { signal(interrupt, SigHandler::SigDfl) }?;
+    }
+    Ok(())
+}
+
 impl Plan {
     /// Makes `command` carry the plan out between fork and exec.
     pub(crate) fn attach_to(self, command: &mut Command) {
@@ -57,6 +67,7 @@ impl Plan {
     }
 
     fn apply(&self) -> io::Result<()> {
+        listen_to_interrupts()?;
         if let Some((uid, gid)) = self.become_user {
             setgroups(&[])?;
             setresgid(gid, gid, gid)?;
