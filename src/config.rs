@@ -4,6 +4,7 @@
 //! says which address of the virtual subnet plays which role. Nothing here reads a file, a clock
 //! or the environment.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
@@ -11,8 +12,8 @@ use ipnet::Ipv4Net;
 
 /// Smallest MTU that IPv4 hosts must take (RFC 791).
 pub const MIN_MTU: u16 = 576;
-/// Largest MTU: the tap driver's limit less room for headers, as the peers have it.
-pub const MAX_MTU: u16 = 65_520;
+/// Largest MTU: a frame of 65,535 bytes less its Ethernet header, which is the tap driver's limit.
+pub const MAX_MTU: u16 = 65_521;
 /// Port of the domain name service (RFC 1035).
 pub const DNS_PORT: u16 = 53;
 /// Default limit on flows of all kinds together.
@@ -149,6 +150,15 @@ pub enum Outbound {
     Interface(String),
 }
 
+impl fmt::Display for Outbound {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(addr) => addr.fmt(out),
+            Self::Interface(name) => name.fmt(out),
+        }
+    }
+}
+
 /// A transport protocol that ports are published for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -180,8 +190,10 @@ pub struct Config {
     pub host_loopback: bool,
     /// Where names are resolved.
     pub dns: Dns,
-    /// What outgoing sockets are bound to.
+    /// What outgoing IPv4 sockets are bound to.
     pub outbound: Option<Outbound>,
+    /// What outgoing IPv6 sockets are bound to.
+    pub outbound6: Option<Outbound>,
     /// Ports published from the start.
     pub publish: Vec<Publish>,
     /// Limit on flows of all kinds together.
@@ -200,6 +212,7 @@ impl Default for Config {
             host_loopback: true,
             dns: Dns::default(),
             outbound: None,
+            outbound6: None,
             publish: Vec::new(),
             max_flows: DEFAULT_MAX_FLOWS,
             offload: true,

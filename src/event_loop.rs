@@ -165,11 +165,21 @@ impl<L: Link> EventLoop<L> {
         }
     }
 
-    /// Does what it is told; true when that is to stop.
+    /// Does what it is told; true when that is to stop. Whoever asked may be gone by now.
     fn obey(&mut self, command: Option<Command>) -> bool {
         match command {
-            Some(Command::Stop) | None => true,
+            Some(Command::Publish { rule, reply }) => {
+                let _ = reply.send(self.stack.publish(&mut self.host, rule));
+            }
+            Some(Command::Unpublish { id, reply }) => {
+                let _ = reply.send(self.stack.unpublish(id));
+            }
+            Some(Command::ListPublished { reply }) => {
+                let _ = reply.send(self.stack.published().collect());
+            }
+            Some(Command::Stop) | None => return true,
         }
+        false
     }
 }
 

@@ -3,9 +3,10 @@
 //! The tour of the house, from the outside in. A frame's way is told in `doc/architecture.md`.
 //!
 //! - [`cli`] reads a command line and ends in a [`config::Config`];
-//! - [`setup`] makes namespaces, the tap and its addresses, once;
+//! - [`session`] does what was asked for, stage by stage;
+//! - [`setup`] makes namespaces, the tap and its addresses, once, and then the sandbox;
 //! - [`event_loop`] then moves frames and events, for as long as the network lives;
-//! - [`control`] listens for signals and the end of the target, and tells the loop to stop;
+//! - [`control`] serves the API and listens for signals and the end of the target;
 //! - [`stack`] is the gateway that the guest believes in, a pure struct; [`flow`] holds its
 //!   conversations, [`net`] the packets, [`buf`] the memory in between;
 //! - [`link`] is the guest's edge (frames), [`host`] the host's (sockets);
@@ -20,6 +21,7 @@ pub mod flow;
 pub mod host;
 pub mod link;
 pub mod net;
+pub mod session;
 pub mod setup;
 pub mod stack;
 pub mod sys;

@@ -21,13 +21,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("link", &["sys", "buf", "net", "config"]),
     ("flow", &["net", "buf", "host", "config"]),
     ("stack", &["flow", "net", "buf", "host", "config"]),
-    ("control", &["stack", "config", "sys"]),
-    ("setup", &["sys", "config", "link"]),
+    ("setup", &["sys", "config", "link", "host"]),
+    ("control", &["setup", "stack", "config", "sys"]),
     (
         "event_loop",
         &["stack", "link", "host", "control", "buf", "config"],
     ),
     ("cli", EVERYTHING),
+    ("session", EVERYTHING),
     ("main", EVERYTHING),
     ("lib", EVERYTHING),
 ];

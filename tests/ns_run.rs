@@ -67,7 +67,7 @@ fn wrong_usage_exits_2() {
     let world = World::new();
     for wrong in [
         ["--mtu", "575"],
-        ["--mtu", "65521"],
+        ["--mtu", "65522"],
         ["--subnet", "10.0.2.0/33"],
         ["--mac", "01:02"],
         ["--publish", "80"],

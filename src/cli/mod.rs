@@ -1,10 +1,13 @@
 //! Command lines: text in, a [`Config`](crate::config::Config) and a job out.
 //!
 //! One file for each dialect and vocabulary: [`options`] is what `run` and `attach` share,
-//! [`publish`] the language of published ports. Nothing here opens or changes anything.
+//! [`publish`] the language of published ports, [`slirp4netns`] the peer's command line; [`job`] is
+//! what comes out. Nothing here opens or changes anything.
 
+pub mod job;
 pub mod options;
 pub mod publish;
+pub mod slirp4netns;
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -12,7 +15,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::setup::attach::Target;
+use crate::setup::guest::TapPlan;
 use crate::setup::idmap::Mapping;
+use crate::setup::sandbox::Visibility;
+use job::{Attachment, Edge};
 use options::Options;
 
 /// A rootless user-mode network for Linux namespaces.
@@ -31,6 +38,17 @@ pub enum Command {
     Run(Run),
     /// Give a network to a namespace that exists, until it is gone
     Attach(Attach),
+    /// Take the command line of slirp4netns (or call this program by that name)
+    #[command(disable_help_flag = true)]
+    Slirp4netns {
+        /// See `tapgate slirp4netns --help`.
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARG"
+        )]
+        args: Vec<OsString>,
+    },
 }
 
 /// `tapgate run`.
@@ -59,6 +77,9 @@ pub struct Attach {
     /// Name of the tap inside (same as IFNAME)
     #[arg(long = "ifname", value_name = "NAME", conflicts_with = "ifname", value_parser = options::interface_name)]
     pub ifname_option: Option<String>,
+    /// Leave addresses and routes inside to somebody else
+    #[arg(long)]
+    pub no_configure: bool,
     /// User namespace that owns the network namespace
     #[arg(long, value_name = "PATH")]
     pub userns: Option<PathBuf>,
@@ -77,9 +98,31 @@ pub struct Attach {
 }
 
 impl Attach {
-    /// The name of the tap, however it was given.
+    /// What these words ask for.
     #[must_use]
-    pub fn interface(&self) -> &str {
+    pub fn job(&self) -> Attachment {
+        let config = self.options.config();
+        let mut tap = TapPlan::new(&config, self.interface(), self.options.mac.map(|mac| mac.0));
+        if self.no_configure {
+            tap.addresses = None;
+        }
+        Attachment {
+            edge: Edge::Namespace {
+                target: Target::parse(&self.target),
+                userns: self.userns.clone(),
+                tap,
+            },
+            config,
+            ready_fd: self.ready_fd,
+            exit_fd: self.exit_fd,
+            api_socket: self.options.api_socket.clone(),
+            sandbox: self.options.sandbox,
+            visibility: Visibility::Hidden,
+        }
+    }
+
+    /// The name of the tap, however it was given.
+    fn interface(&self) -> &str {
         self.ifname
             .as_deref()
             .or(self.ifname_option.as_deref())
@@ -125,7 +168,7 @@ mod tests {
         for args in [
             &["tapgate"][..],
             &["tapgate", "run", "--mtu", "575"],
-            &["tapgate", "run", "--mtu", "65521"],
+            &["tapgate", "run", "--mtu", "65522"],
             &["tapgate", "run", "--subnet", "10.0.2.0/26"],
             &["tapgate", "run", "--subnet", "10.0.2.1/24"],
             &["tapgate", "run", "--ifname", "a/b"],

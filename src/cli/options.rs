@@ -4,6 +4,7 @@
 //! that names the option and the fix (exit status 2).
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 
@@ -12,6 +13,7 @@ use crate::config::{
     AddressPlan, Config, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MIN_MTU, Outbound,
 };
 use crate::net::Mac;
+use crate::setup::sandbox::Sandbox;
 use crate::sys::tap::MAX_NAME;
 
 /// How log lines look.
@@ -37,7 +39,7 @@ pub enum OnOff {
 /// What `run` and `attach` share.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Largest packet on the tap, bytes (576 to 65520)
+    /// Largest packet on the tap, bytes (576 to 65521)
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(i64::from(MIN_MTU)..=i64::from(MAX_MTU)))]
     pub mtu: u16,
     /// The virtual subnet: gateway .2, resolver .3, DHCP from .15, address .100
@@ -55,9 +57,9 @@ pub struct Options {
     /// Ask this resolver instead of the host's (repeatable)
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = resolver)]
     pub dns: Vec<SocketAddr>,
-    /// Send from this address, or by this interface
+    /// Send from this address, or by this interface (repeatable: one for each family)
     #[arg(long, value_name = "ADDR|IFACE", value_parser = outbound)]
-    pub outbound: Option<Outbound>,
+    pub outbound: Vec<Outbound>,
     /// Ports of the host that lead inside.
     #[arg(
         short,
@@ -73,6 +75,12 @@ pub struct Options {
     /// Leave checksums and segmentation to the kernel where it can
     #[arg(long, value_enum, default_value_t, value_name = "on|off")]
     pub offload: OnOff,
+    /// A socket for slirp4netns's API: publish ports while it runs
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+    /// Give up files, powers and system calls before the first packet
+    #[arg(long, value_enum, default_value_t, value_name = "on|off")]
+    pub sandbox: Sandbox,
     /// More log lines (repeatable)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
@@ -82,9 +90,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// The configuration that these words ask for. `search` is the host's search list.
+    /// The configuration that these words ask for, without the host's search list.
     #[must_use]
-    pub fn config(&self, search: Vec<String>) -> Config {
+    pub fn config(&self) -> Config {
         let guest = self.subnet.guest().into();
         Config {
             plan: self.subnet,
@@ -95,7 +103,8 @@ impl Options {
                 (false, true) => Dns::Host,
                 (false, false) => Dns::Fixed(self.dns.clone()),
             },
-            outbound: self.outbound.clone(),
+            outbound: self.outbound(false),
+            outbound6: self.outbound(true),
             publish: self
                 .publish
                 .iter()
@@ -103,8 +112,20 @@ impl Options {
                 .collect(),
             max_flows: self.max_flows,
             offload: self.offload == OnOff::On,
-            search,
+            search: Vec::new(),
         }
+    }
+}
+
+impl Options {
+    /// The last that was said for a family; an interface is for both.
+    fn outbound(&self, ipv6: bool) -> Option<Outbound> {
+        let mut said = self.outbound.iter().rev();
+        said.find(|outbound| match outbound {
+            Outbound::Address(addr) => addr.is_ipv6() == ipv6,
+            Outbound::Interface(_) => true,
+        })
+        .cloned()
     }
 }
 
@@ -137,7 +158,6 @@ fn resolver(word: &str) -> Result<SocketAddr, String> {
 
 fn outbound(word: &str) -> Result<Outbound, String> {
     match word.parse() {
-        Ok(IpAddr::V6(_)) => Err("IPv6 is not carried yet: name an IPv4 address".into()),
         Ok(addr) => Ok(Outbound::Address(addr)),
         Err(_) => interface_name(word).map(Outbound::Interface),
     }

@@ -1,48 +1,54 @@
 //! How long a network lives: until its command ends, its namespace is gone, or somebody says so.
 //!
-//! Comes in: signals, descriptors, a path. Goes out: the reason for which it is over, and for
-//! `run` the exit status of the command.
+//! Comes in: signals, descriptors, words of the broker. Goes out: the reason for which it is over, and
+//! for `run` the exit status of the command.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use tokio::io::unix::AsyncFd;
 
 use super::signals::Signals;
-use crate::sys::process::reap;
+use crate::setup::broker::{Broker, Word};
 use crate::sys::readiness::watch;
 
-/// How often a namespace's path is looked at: its end is to be noticed within a second.
-const LOOK: Duration = Duration::from_millis(250);
-
-/// The namespace that is served.
+/// The broker, for async code. It ends when this is dropped.
 #[derive(Debug)]
-pub enum Target {
-    /// A process: over when it ends.
-    Process(OwnedFd),
-    /// A file that stands for a namespace: over when it is gone or another than at first.
-    Path(PathBuf, Identity),
+pub struct Line {
+    readable: AsyncFd<OwnedFd>,
+    broker: Broker,
 }
 
-/// Device and inode of a file.
-pub type Identity = (u64, u64);
-
-fn identity(path: &Path) -> io::Result<Identity> {
-    std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
-}
-
-impl Target {
-    /// The namespace that a file stands for now.
+impl Line {
+    /// Hands a broker to the runtime.
     ///
     /// # Errors
-    /// When there is no such file.
-    pub fn path(path: PathBuf) -> io::Result<Self> {
-        let first = identity(&path)?;
-        Ok(Self::Path(path, first))
+    /// When the runtime has no room.
+    pub fn new(broker: Broker) -> io::Result<Self> {
+        Ok(Self {
+            readable: watch(broker.readable()?)?,
+            broker,
+        })
+    }
+
+    /// Lets the command begin.
+    ///
+    /// # Errors
+    /// When the broker is gone.
+    pub fn begin(&self) -> io::Result<()> {
+        self.broker.begin()
+    }
+
+    /// Waits for the next word.
+    async fn hear(&self) -> io::Result<Word> {
+        loop {
+            let mut guard = self.readable.readable().await?;
+            match self.broker.try_hear() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                heard => return heard,
+            }
+        }
     }
 }
 
@@ -51,8 +57,10 @@ impl Target {
 pub struct Attached {
     /// Signals of this process.
     pub signals: Signals,
-    /// What is served.
-    pub target: Target,
+    /// The process whose namespace is served (a pidfd).
+    pub process: Option<OwnedFd>,
+    /// Who watches the namespace's path.
+    pub line: Option<Line>,
     /// Over when the other end of this is closed.
     pub exit_fd: Option<OwnedFd>,
 }
@@ -65,7 +73,8 @@ impl Attached {
     pub async fn over(self) -> io::Result<&'static str> {
         tokio::select! {
             ended = ended_by_signal(&self.signals) => ended.map(|()| "signal"),
-            gone = gone(self.target) => gone.map(|()| "target gone"),
+            ended = process_ended(self.process) => ended.map(|()| "target gone"),
+            gone = namespace_gone(self.line.as_ref()) => gone.map(|()| "target gone"),
             hung_up = hung_up(self.exit_fd) => hung_up.map(|()| "exit descriptor closed"),
         }
     }
@@ -82,33 +91,25 @@ async fn ended_by_signal(signals: &Signals) -> io::Result<()> {
     }
 }
 
-async fn gone(target: Target) -> io::Result<()> {
-    match target {
-        // A pidfd becomes readable when its process ends (pidfd_open(2)).
-        Target::Process(pidfd) => {
-            let pidfd = watch(pidfd)?;
-            pidfd.readable().await.map(|mut guard| guard.retain_ready())
-        }
-        Target::Path(path, first) => {
-            loop {
-                tokio::time::sleep(LOOK).await;
-                match identity(&path) {
-                    Ok(now) if now == first => {}
-                    Ok(_) => return Ok(()),
-                    // Only these say that the namespace is gone; to be out of descriptors does not.
-                    Err(error)
-                        if matches!(
-                            error.kind(),
-                            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                        ) =>
-                    {
-                        return Ok(());
-                    }
-                    Err(_) => {}
-                }
+async fn process_ended(pidfd: Option<OwnedFd>) -> io::Result<()> {
+    let Some(pidfd) = pidfd else {
+        return std::future::pending().await;
+    };
+    // A pidfd becomes readable when its process ends (pidfd_open(2)).
+    let pidfd = watch(pidfd)?;
+    pidfd.readable().await.map(|mut guard| guard.retain_ready())
+}
+
+async fn namespace_gone(line: Option<&Line>) -> io::Result<()> {
+    if let Some(line) = line {
+        match line.hear().await? {
+            Word::NamespaceGone | Word::Ended(_) => return Ok(()),
+            Word::Gone => {
+                tracing::warn!("the broker is gone: changes of the resolvers go unnoticed");
             }
         }
     }
+    std::future::pending().await
 }
 
 /// Waits until the other end of a descriptor is closed; forever where there is none.
@@ -126,30 +127,37 @@ async fn hung_up(descriptor: Option<OwnedFd>) -> io::Result<()> {
     }
 }
 
-/// A command that runs in a network of its own, through the keeper process between us and it.
+/// A command that runs in a network of its own, kept by the broker and a keeper between us and it.
 #[derive(Debug)]
 pub struct Running {
     /// Signals of this process.
     pub signals: Signals,
-    /// The keeper, our child.
-    pub keeper: Pid,
+    /// Who keeps the keeper.
+    pub line: Line,
 }
 
 impl Running {
     /// Passes signals on until the command has ended; gives its exit status as a shell would.
     ///
     /// # Errors
-    /// When signals can't be read or the keeper is not ours.
+    /// When the broker, and with it the command, was killed.
     pub async fn over(self) -> io::Result<u8> {
         loop {
-            let arrived = self.signals.next().await?;
-            if arrived.signal == Signal::SIGCHLD {
-                if let Some(status) = reap(self.keeper)? {
-                    return Ok(status);
+            tokio::select! {
+                arrived = self.signals.next() => {
+                    let arrived = arrived?;
+                    if arrived.signal != Signal::SIGCHLD && !arrived.by_terminal {
+                        // The broker may be gone already; then that is heard next.
+                        let _ = self.line.broker.pass_on(arrived.signal);
+                    }
                 }
-            } else if !arrived.by_terminal {
-                // The keeper may be gone already; then its end comes next.
-                let _ = kill(self.keeper, arrived.signal);
+                word = self.line.hear() => match word? {
+                    Word::Ended(status) => return Ok(status),
+                    Word::NamespaceGone => {}
+                    Word::Gone => {
+                        return Err(io::Error::other("the broker, which keeps the command, was killed"));
+                    }
+                },
             }
         }
     }

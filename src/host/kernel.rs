@@ -36,7 +36,11 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(7200);
 #[derive(Debug)]
 enum Resolvers {
     Fixed(Vec<SocketAddr>),
-    File(Source),
+    File {
+        source: Source,
+        /// Looked at in this turn already.
+        fresh: bool,
+    },
 }
 
 /// The host's network by ordinary sockets.
@@ -45,6 +49,7 @@ pub struct KernelHost {
     poller: AsyncFd<EventSet>,
     events: Vec<EpollEvent>,
     outbound: Option<Outbound>,
+    outbound6: Option<Outbound>,
     resolvers: Resolvers,
 }
 
@@ -58,10 +63,14 @@ impl KernelHost {
             poller: watch(EventSet::new()?)?,
             events: vec![EpollEvent::empty(); EVENTS_PER_TURN],
             outbound: config.outbound.clone(),
+            outbound6: config.outbound6.clone(),
             resolvers: match &config.dns {
                 Dns::Fixed(addrs) => Resolvers::Fixed(addrs.clone()),
                 Dns::Off => Resolvers::Fixed(Vec::new()),
-                Dns::Host => Resolvers::File(resolv_conf),
+                Dns::Host => Resolvers::File {
+                    source: resolv_conf,
+                    fresh: false,
+                },
             },
         })
     }
@@ -83,6 +92,9 @@ impl KernelHost {
     /// What `epoll_wait(2)` reports.
     pub fn poll_events(&mut self, events: &mut Vec<Event>) -> io::Result<bool> {
         events.clear();
+        if let Resolvers::File { fresh, .. } = &mut self.resolvers {
+            *fresh = false;
+        }
         let buffer = &mut self.events;
         let mut taken = 0;
         let polled = self.poller.try_io(Interest::READABLE, |poller| {
@@ -120,15 +132,37 @@ impl KernelHost {
         if remote.is_loopback() {
             return Ok(());
         }
-        match &self.outbound {
+        match self.outbound(remote.is_ipv6()) {
             None => Ok(()),
             Some(Outbound::Interface(name)) => socket.bind_device(Some(name.as_bytes())),
-            Some(Outbound::Address(addr)) if addr.is_ipv4() == remote.is_ipv4() => {
+            Some(Outbound::Address(addr)) => {
                 setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
                 socket.bind(&SocketAddr::new(*addr, 0).into())
             }
-            Some(Outbound::Address(_)) => Ok(()),
         }
+    }
+
+    const fn outbound(&self, ipv6: bool) -> Option<&Outbound> {
+        if ipv6 {
+            self.outbound6.as_ref()
+        } else {
+            self.outbound.as_ref()
+        }
+    }
+
+    /// Whether sockets can be bound as the configuration wants it, so that a wrong address or name is
+    /// told at the start and not by every connection.
+    ///
+    /// # Errors
+    /// What binding reports: not an address of this host, no such interface.
+    pub fn check_outbound(&self) -> io::Result<()> {
+        for ipv6 in [false, true] {
+            if self.outbound(ipv6).is_some() {
+                let socket = nonblocking(family(ipv6), Type::DGRAM, None)?;
+                self.bind_outbound(&socket, unspecified(ipv6))?;
+            }
+        }
+        Ok(())
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
@@ -153,7 +187,14 @@ impl Host for KernelHost {
     fn resolvers(&mut self) -> &[SocketAddr] {
         match &mut self.resolvers {
             Resolvers::Fixed(addrs) => addrs,
-            Resolvers::File(source) => &source.current().resolvers,
+            Resolvers::File {
+                source,
+                fresh: true,
+            } => &source.known().resolvers,
+            Resolvers::File { source, fresh } => {
+                *fresh = true;
+                &source.current().resolvers
+            }
         }
     }
 
@@ -202,7 +243,7 @@ impl Host for KernelHost {
         let socket = nonblocking(family(ipv6), Type::DGRAM, None)?;
         let any = SocketAddr::new(unspecified(ipv6), 0);
         match role {
-            DatagramRole::Outbound { .. } if self.outbound.is_some() => {
+            DatagramRole::Outbound { .. } if self.outbound(ipv6).is_some() => {
                 self.bind_outbound(&socket, any.ip())?;
             }
             DatagramRole::Outbound { .. } | DatagramRole::Loopback => socket.bind(&any.into())?,

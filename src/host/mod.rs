@@ -8,6 +8,7 @@
 mod datagram;
 pub mod kernel;
 pub mod resolv_conf;
+pub mod resolv_text;
 pub mod simulated;
 
 use std::io;

@@ -1,19 +1,13 @@
-//! What `/etc/resolv.conf` says: the parser, and a source that notices when the file changes.
+//! What `/etc/resolv.conf` says: the parser, and the resolvers as they are at this moment.
 //!
-//! Comes in: text (resolv.conf(5)). Goes out: resolver addresses and the search list, both bounded,
-//! whatever the file's size. The file is looked at again whenever somebody asks, by `stat(2)`
-//! through every symlink, so the next query after a change uses the new resolvers.
+//! Comes in: text (resolv.conf(5)) from an [`Origin`]. Goes out: resolver addresses and the search
+//! list, both bounded, whatever the text's size.
 
-use std::fs::{File, Metadata};
-use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
+use super::resolv_text::Origin;
 use crate::config::DNS_PORT;
 
-/// More than this of a file is not read.
-const MAX_BYTES: u64 = 64 * 1024;
 /// More resolvers than this are not used; the libc resolver uses three.
 const MAX_RESOLVERS: usize = 8;
 /// More search domains than this are not passed on; the libc resolver takes six or more.
@@ -61,46 +55,23 @@ fn parse_resolver(word: &str) -> Option<IpAddr> {
     word.parse().ok()
 }
 
-/// What tells one state of a file from another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Fingerprint {
-    fn of(meta: &Metadata) -> Self {
-        Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-}
-
-/// The host's `resolv.conf`, re-read when it changes.
+/// The host's resolvers and search list, which follow the file they come from.
 #[derive(Debug)]
 pub struct Source {
-    path: PathBuf,
-    seen: Option<Fingerprint>,
+    origin: Box<dyn Origin>,
     conf: ResolvConf,
 }
 
 impl Source {
-    /// A source for the file at `path`, which need not exist yet.
+    /// What `origin` says, now and later.
     #[must_use]
-    pub fn new(path: impl Into<PathBuf>) -> Self {
+    pub fn new(origin: impl Origin + 'static) -> Self {
         let mut source = Self {
-            path: path.into(),
-            seen: None,
+            origin: Box::new(origin),
             conf: ResolvConf::default(),
         };
-        source.refresh();
+        source.take(b"");
+        source.current();
         source
     }
 
@@ -108,33 +79,20 @@ impl Source {
     /// descriptor left) changes nothing; one that is gone or names no resolver means the local
     /// machine, as it does for libc.
     pub fn current(&mut self) -> &ResolvConf {
-        self.refresh();
+        if let Some(text) = self.origin.changed() {
+            self.take(&text);
+        }
         &self.conf
     }
 
-    fn refresh(&mut self) {
-        let found = std::fs::metadata(&self.path)
-            .ok()
-            .map(|meta| Fingerprint::of(&meta));
-        if found.is_some() && found == self.seen {
-            return;
-        }
-        let mut text = Vec::new();
-        let read =
-            File::open(&self.path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
-        match read {
-            Ok(_) => {
-                self.seen = found;
-                self.conf = parse(&String::from_utf8_lossy(&text));
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                self.seen = None;
-                self.conf = ResolvConf::default();
-            }
-            Err(error) => {
-                tracing::debug!(path = %self.path.display(), %error, "resolv.conf unreadable")
-            }
-        }
+    /// What the file said when it was last looked at.
+    #[must_use]
+    pub const fn known(&self) -> &ResolvConf {
+        &self.conf
+    }
+
+    fn take(&mut self, text: &[u8]) {
+        self.conf = parse(&String::from_utf8_lossy(text));
         if self.conf.resolvers.is_empty() {
             self.conf
                 .resolvers
@@ -146,6 +104,7 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::resolv_text::TextFile;
     use proptest::prelude::*;
 
     #[test]
@@ -177,7 +136,7 @@ mod tests {
         std::fs::write(&one, "nameserver 192.0.2.1\n").unwrap();
         std::fs::write(&two, "nameserver 192.0.2.2\n").unwrap();
         std::os::unix::fs::symlink(&one, &link).unwrap();
-        let mut source = Source::new(&link);
+        let mut source = Source::new(TextFile::new(&link));
         assert_eq!(
             source.current().resolvers,
             ["192.0.2.1:53".parse().unwrap()]

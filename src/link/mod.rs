@@ -1,10 +1,11 @@
 //! The guest's edge: where frames come from and go to.
 //!
 //! A [`Link`] fills receive batches and empties transmit batches. [`tap`] is the tap device of a
-//! namespace; [`vnet`] reads and writes the header that carries its offloads. What a link can't do
+//! namespace; [`vnet`] reads and writes the header that carries its offloads; [`seqpacket`] is a socket. What a link can't do
 //! for a frame it says in its [`TxCapabilities`](crate::buf::TxCapabilities), and the frame comes
 //! finished. Links know nothing of what frames mean.
 
+pub mod seqpacket;
 pub mod tap;
 pub mod vnet;
 

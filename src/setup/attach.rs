@@ -8,13 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::stat::{fstat, stat};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::guest::{TapPlan, make_tap};
-use super::{SetupError, Step, hear, message, report_tap};
+use super::{SetupError, Step, hear, is_ours, message, report_tap};
 use crate::sys::process;
 
 /// Names the namespace to be served.
@@ -51,14 +51,6 @@ struct Namespaces {
     /// Where the user namespace was named.
     user_path: Option<PathBuf>,
     network: OwnedFd,
-}
-
-/// The user namespace is the one that we are in, which can't be entered again.
-fn is_ours(user: &OwnedFd) -> bool {
-    let (Ok(theirs), Ok(ours)) = (fstat(user), stat("/proc/self/ns/user")) else {
-        return false;
-    };
-    (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 }
 
 fn open(path: &Path) -> Result<OwnedFd, SetupError> {
@@ -111,6 +103,18 @@ impl Namespaces {
             "entering the network namespace (--userns names the user namespace that owns it)".into()
         })
     }
+}
+
+/// Takes over a tap that the caller has opened.
+///
+/// # Errors
+/// When it can't be made non-blocking.
+pub fn adopt_tap(tap: OwnedFd) -> Result<OwnedFd, SetupError> {
+    let flags = fcntl(&tap, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    flags
+        .and_then(|flags| fcntl(&tap, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
+        .step(|| "taking over the tap".into())?;
+    Ok(tap)
 }
 
 /// Makes the tap in the target's namespace.

@@ -28,8 +28,8 @@ pub struct TapPlan {
     pub mtu: u16,
     /// Ask for a vnet header, without which there are no offloads.
     pub vnet_header: bool,
-    /// Address and route to configure.
-    pub addresses: AddressPlan,
+    /// Address and route to configure; the interface stays as it is where there are none.
+    pub addresses: Option<AddressPlan>,
 }
 
 impl TapPlan {
@@ -41,12 +41,12 @@ impl TapPlan {
             mac,
             mtu: config.mtu,
             vnet_header: config.offload,
-            addresses: config.plan,
+            addresses: Some(config.plan),
         }
     }
 }
 
-/// Opens the tap and configures it and the loopback interface.
+/// Opens the tap and, where addresses are planned, configures it and the loopback interface.
 ///
 /// # Errors
 /// The step that failed.
@@ -59,6 +59,14 @@ pub fn make_tap(plan: &TapPlan) -> Result<OwnedFd, SetupError> {
             }
             Err(_) => "opening /dev/net/tun (load the tun module, or add the device)".into(),
         })?;
+    if let Some(addresses) = &plan.addresses {
+        configure(plan, addresses)?;
+    }
+    Ok(tap)
+}
+
+fn configure(plan: &TapPlan, addresses: &AddressPlan) -> Result<(), SetupError> {
+    let name = &plan.name;
     let mut netlink = Netlink::open().step(|| "opening a netlink socket".into())?;
     let loopback = if_nametoindex("lo").step(|| "finding the loopback interface".into())?;
     netlink
@@ -73,12 +81,11 @@ pub fn make_tap(plan: &TapPlan) -> Result<OwnedFd, SetupError> {
     netlink
         .set_up(index, change)
         .step(|| format!("bringing '{name}' up"))?;
-    let (guest, gateway): (Ipv4Addr, Ipv4Addr) = (plan.addresses.guest(), plan.addresses.gateway());
+    let (guest, gateway): (Ipv4Addr, Ipv4Addr) = (addresses.guest(), addresses.gateway());
     netlink
-        .add_address(index, guest.into(), plan.addresses.subnet().prefix_len())
+        .add_address(index, guest.into(), addresses.subnet().prefix_len())
         .step(|| format!("giving '{name}' the address {guest}"))?;
     netlink
         .add_default_route(index, gateway.into())
-        .step(|| format!("routing by {gateway}"))?;
-    Ok(tap)
+        .step(|| format!("routing by {gateway}"))
 }

@@ -1,8 +1,9 @@
-//! The process between us and a command: starts it, passes signals on, and clears up after both.
+//! The process between the broker and a command: starts it, passes signals on, and clears up after both.
 //!
-//! We, the keeper and the command form a line in which each end of life is noticed by a neighbour
-//! that can still act: the keeper adopts what the command leaves behind (`PR_SET_CHILD_SUBREAPER`)
-//! and ends it when we die, even by SIGKILL; we do the same when the keeper dies. No process is left.
+//! Broker, keeper and command form a line in which each end of life is noticed by a neighbour that can
+//! still act: the keeper adopts what the command leaves behind (`PR_SET_CHILD_SUBREAPER`) and ends it
+//! when the broker dies, even by SIGKILL; the broker does the same when the keeper dies, or the process
+//! that carries the packets. No process is left.
 
 use std::ffi::CString;
 use std::fs;

@@ -1,4 +1,4 @@
-//! What happens once, before the first packet: namespaces, the tap, addresses, resolvers.
+//! What happens once, before the first packet: namespaces, the tap, addresses, resolvers, sandbox.
 //!
 //! Runs single-threaded, may block, then is over. The stages, in the only order that works:
 //!
@@ -9,20 +9,48 @@
 //! 3. the child makes the tap and configures it ([`guest`]), which needs capabilities over the
 //!    guest's network namespace that only the child has;
 //! 4. the tap's descriptor comes back over a socket; a child that attached ends, one that runs a
-//!    command becomes its [`keeper`].
+//!    command becomes its [`keeper`];
+//! 5. the [`broker`] is left outside, while it is still possible to start a process there;
+//! 6. the [`sandbox`] takes the rest away, once everything is open that will be needed.
 
 pub mod attach;
+pub mod broker;
 pub mod guest;
 pub mod idmap;
 pub mod keeper;
 pub mod resolv_conf;
 pub mod run;
+pub mod sandbox;
+pub mod socket_file;
+pub mod system_calls;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::sys::stat::{fstat, stat};
 
 use crate::sys::fd;
+
+/// Directories over which a tmpfs may lie for a moment; one of them is everywhere.
+const SCRATCH: [&str; 4] = ["/tmp", "/mnt", "/run", "/var"];
+
+/// The first of them that there is.
+fn scratch_directory() -> Result<&'static Path, SetupError> {
+    let scratch = SCRATCH.into_iter().map(Path::new).find(|dir| dir.is_dir());
+    scratch
+        .ok_or(io::ErrorKind::NotFound)
+        .step(|| format!("finding a directory for a moment among {SCRATCH:?}"))
+}
+
+/// The user namespace is the one that we are in, which can't be entered again.
+fn is_ours(user: &OwnedFd) -> bool {
+    let (Ok(theirs), Ok(ours)) = (fstat(user), stat("/proc/self/ns/user")) else {
+        return false;
+    };
+    (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+}
 
 /// Why a network could not be set up: the step, the object, the reason.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +86,7 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-/// Messages between the parent and the child that enters the namespaces, one byte each; an error is
-/// followed by its text.
+/// Messages between the processes of a set-up, one byte each; what follows it, if anything, is said.
 mod message {
     /// To the parent: in a new user namespace, to be given its identities.
     pub(super) const UNMAPPED: u8 = b'u';
@@ -69,8 +96,18 @@ mod message {
     pub(super) const TAP: u8 = b't';
     /// To the child: the network works, begin.
     pub(super) const GO: u8 = b'g';
-    /// To the parent: it failed.
+    /// To the parent: it failed; the reason.
     pub(super) const ERROR: u8 = b'e';
+    /// To the broker: a socket file to remove at the end; its path.
+    pub(super) const REMOVE: u8 = b'r';
+    /// To the broker: no more of those, we are about to enter the sandbox.
+    pub(super) const SEALED: u8 = b'z';
+    /// To the broker: a signal for the command; its number.
+    pub(super) const SIGNAL: u8 = b's';
+    /// From the broker: the command has ended; its status.
+    pub(super) const ENDED: u8 = b'x';
+    /// From the broker: the namespace that was to be watched is gone.
+    pub(super) const NAMESPACE_GONE: u8 = b'n';
 }
 
 /// Tells the parent how a child fared with its tap.

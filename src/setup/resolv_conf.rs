@@ -6,18 +6,14 @@
 //! left on the host: the layer lives on a tmpfs that only this mount keeps.
 
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{SetupError, Step};
+use super::{SetupError, Step, scratch_directory};
 
 const ETC: &str = "/etc";
-
-/// Directories over which a tmpfs may lie for a moment; one of them is everywhere.
-const SCRATCH: [&str; 4] = ["/tmp", "/mnt", "/run", "/var"];
 
 /// The text of a `resolv.conf`.
 #[must_use]
@@ -41,10 +37,7 @@ pub fn cover(text: &str) -> Result<(), SetupError> {
     // What is mounted here must not reach the host; what the host mounts may come in.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .step(|| "making mounts private".into())?;
-    let scratch = SCRATCH.into_iter().map(Path::new).find(|dir| dir.is_dir());
-    let scratch = scratch
-        .ok_or(io::ErrorKind::NotFound)
-        .step(|| "finding a directory for a moment".into())?;
+    let scratch = scratch_directory()?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(
         Some("tapgate"),

@@ -1,8 +1,9 @@
 //! Makes new namespaces with a network for a command.
 //!
 //! Comes in: the command and the plan of its tap. Goes out: the tap's descriptor and a [`Started`]
-//! keeper, which waits for the word to begin. The child makes the namespaces; we, outside, give it
-//! its identities, since only we can.
+//! keeper, which waits for the word to begin. The child makes the namespaces; we, the broker, outside,
+//! give it its identities, since only we can, and are to have adopted orphans before
+//! (`PR_SET_CHILD_SUBREAPER`): what the keeper leaves behind, should it be killed, is ours to end.
 
 use std::ffi::CString;
 use std::io;
@@ -10,7 +11,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl;
 use nix::unistd::Pid;
 
 use super::guest::{TapPlan, make_tap};
@@ -56,8 +56,6 @@ impl Started {
 /// # Errors
 /// The step that failed, in the child or here.
 pub fn start(job: &Job) -> Result<(Started, OwnedFd), SetupError> {
-    // What the keeper leaves behind, should it be killed, becomes ours to end.
-    prctl::set_child_subreaper(true).step(|| "adopting orphans".into())?;
     let (ours, theirs) = UnixStream::pair().step(|| "making a socket pair".into())?;
     let Some(child) = process::fork().step(|| "starting a child".into())? else {
         drop(ours);

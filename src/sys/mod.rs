@@ -10,6 +10,7 @@
 pub mod fd;
 pub mod memory;
 pub mod netlink;
+pub mod privileges;
 pub mod process;
 pub mod readiness;
 pub mod signals;

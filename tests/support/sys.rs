@@ -49,9 +49,10 @@ pub(crate) struct Plan {
 }
 
 /// Tests that were started in the background of a script inherit `SIGINT` and `SIGQUIT` ignored, and
-/// pass that on through exec: what a program does with them must not hang on who started the tests.
+/// `SIGHUP` from nohup(1), and pass that on through exec: what a program does with them must not
+/// hang on who started the tests.
 fn listen_to_interrupts() -> io::Result<()> {
-    for interrupt in [Signal::SIGINT, Signal::SIGQUIT] {
+    for interrupt in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
         // SAFETY: the default action replaces "ignore"; no handler is installed.
         unsafe { signal(interrupt, SigHandler::SigDfl) }?;
     }

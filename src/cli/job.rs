@@ -1,0 +1,64 @@
+//! What a command line asks for, whatever its dialect.
+//!
+//! Comes in: options that were right in themselves. Goes out: everything that [`crate::session`] needs
+//! to give a network to something that exists. Nothing here opens or changes anything.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use crate::config::Config;
+use crate::setup::attach::Target;
+use crate::setup::guest::TapPlan;
+use crate::setup::sandbox::{Sandbox, Visibility};
+
+/// Where frames are exchanged.
+#[derive(Debug, Clone)]
+pub enum Edge {
+    /// By a tap in a namespace, which is made if it is not there.
+    Namespace {
+        /// The namespace.
+        target: Target,
+        /// The user namespace that owns it, where it was named.
+        userns: Option<PathBuf>,
+        /// The tap.
+        tap: TapPlan,
+    },
+    /// By a tap that the caller has opened.
+    Tap(RawFd),
+    /// By a socket that keeps frames apart (`SOCK_SEQPACKET`), as User Mode Linux's "bess" has it.
+    Socket(PathBuf),
+}
+
+/// A network for something that exists.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    /// The network. Its search list comes later, from the host.
+    pub config: Config,
+    /// Where frames are exchanged.
+    pub edge: Edge,
+    /// Told once the network works.
+    pub ready_fd: Option<RawFd>,
+    /// Over when the other end of this is closed.
+    pub exit_fd: Option<RawFd>,
+    /// Where the API socket is to be.
+    pub api_socket: Option<PathBuf>,
+    /// How much is given up before the first packet.
+    pub sandbox: Sandbox,
+    /// Who may look at the process.
+    pub visibility: Visibility,
+}
+
+impl Attachment {
+    /// The descriptors of the caller that were named.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let tap = match self.edge {
+            Edge::Tap(number) => Some(number),
+            Edge::Namespace { .. } | Edge::Socket(_) => None,
+        };
+        [self.ready_fd, self.exit_fd, tap]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+}

@@ -1,0 +1,495 @@
+//! The command line of slirp4netns 1.3.2, as getopt_long(3) reads it: permuted arguments, clusters of
+//! short options, unique beginnings of long ones.
+//!
+//! Comes in: words. Goes out: an [`Asked`], which for a network is the same [`Attachment`] that
+//! `tapgate attach` makes. Texts and exit codes are the peer's where its callers look at them; every
+//! wrong word is exit code 1 here.
+
+use std::ffi::{OsStr, OsString};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use lexopt::{Arg, Parser};
+use nix::unistd::Pid;
+
+use super::job::{Attachment, Edge};
+use super::options::interface_name;
+use crate::config::{AddressPlan, Config, Dns, MAX_MTU, MIN_MTU, Outbound, PlanError};
+use crate::net::Mac;
+use crate::setup::attach::Target;
+use crate::setup::guest::TapPlan;
+use crate::setup::sandbox::{Sandbox, Visibility};
+
+/// What `--help` prints, and what follows an error.
+const HELP: &str = "\
+Usage: slirp4netns [OPTION]... PID|PATH|FD [TAPNAME]
+User-mode networking for unprivileged network namespaces (by tapgate).
+
+-c, --configure          bring up the interface
+-e, --exit-fd=FD         end when the other side of FD is closed
+-r, --ready-fd=FD        write \"1\" to FD once the network works
+-m, --mtu=MTU            largest packet, bytes (default=1500, max=65521)
+-6, --enable-ipv6        enable IPv6 (experimental)
+-a, --api-socket=PATH    publish ports by this socket
+--cidr=CIDR              network of the namespace (default=10.0.2.0/24)
+--disable-host-loopback  keep 127.0.0.1:* of the host out of reach
+--netns-type=TYPE        what names the namespace ([path|pid|tapfd], default=pid)
+--userns-path=PATH       user namespace that owns it
+--enable-sandbox         insist on an empty root and no capabilities
+--enable-seccomp         insist on the filter of system calls
+--outbound-addr=IPv4     send from this address, or by this interface
+--outbound-addr6=IPv6    send from this address, or by this interface
+--disable-dns            no resolver at the third address of the network
+--macaddress=MAC         Ethernet address of the interface (only with -c)
+--target-type=TYPE       what is served ([netns|bess], default=netns)
+-h, --help               show this help and exit
+-v, --version            show version and exit
+";
+
+/// The version that is spoken, for callers that compare it.
+const VERSION: &str = "1.3.2";
+
+/// What `--version` prints. Docker takes the last line with that word, and the commit.
+fn version() -> String {
+    let commit =
+        option_env!("TAPGATE_COMMIT").unwrap_or("0000000000000000000000000000000000000000");
+    let ours = env!("CARGO_PKG_VERSION");
+    format!(
+        "slirp4netns version {VERSION}\ncommit: {commit}\nlibslirp: 4.8.0\n\
+         SLIRP_CONFIG_VERSION_MAX: 5\nlibseccomp: 2.5.5\ntapgate: {ours}\n"
+    )
+}
+
+/// What a command line asks for.
+#[derive(Debug, Clone)]
+pub enum Asked {
+    /// To print this and end well.
+    Print(String),
+    /// A network.
+    Network {
+        /// What for.
+        job: Box<Attachment>,
+        /// What to print first.
+        warnings: Vec<&'static str>,
+    },
+}
+
+/// What is wrong with a command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    /// One line.
+    pub reason: String,
+    /// Print the usage as well.
+    pub usage: bool,
+}
+
+impl Wrong {
+    fn usage(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            usage: true,
+        }
+    }
+
+    fn value(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            usage: false,
+        }
+    }
+}
+
+/// The usage text.
+#[must_use]
+pub const fn help() -> &'static str {
+    HELP
+}
+
+/// The options by what they do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Configure,
+    ExitFd,
+    ReadyFd,
+    Mtu,
+    Cidr,
+    DisableHostLoopback,
+    NoHostLoopback,
+    NetnsType,
+    UsernsPath,
+    ApiSocket,
+    EnableIpv6,
+    EnableSandbox,
+    CreateSandbox,
+    EnableSeccomp,
+    Help,
+    Version,
+    OutboundAddr,
+    OutboundAddr6,
+    DisableDns,
+    Macaddress,
+    TargetType,
+}
+
+/// Long name, short name, whether it takes a value.
+const OPTIONS: &[(&str, Option<char>, bool, Name)] = &[
+    ("configure", Some('c'), false, Name::Configure),
+    ("exit-fd", Some('e'), true, Name::ExitFd),
+    ("ready-fd", Some('r'), true, Name::ReadyFd),
+    ("mtu", Some('m'), true, Name::Mtu),
+    ("cidr", None, true, Name::Cidr),
+    (
+        "disable-host-loopback",
+        None,
+        false,
+        Name::DisableHostLoopback,
+    ),
+    ("no-host-loopback", None, false, Name::NoHostLoopback),
+    ("netns-type", None, true, Name::NetnsType),
+    ("userns-path", None, true, Name::UsernsPath),
+    ("api-socket", Some('a'), true, Name::ApiSocket),
+    ("enable-ipv6", Some('6'), false, Name::EnableIpv6),
+    ("enable-sandbox", None, false, Name::EnableSandbox),
+    ("create-sandbox", None, false, Name::CreateSandbox),
+    ("enable-seccomp", None, false, Name::EnableSeccomp),
+    ("help", Some('h'), false, Name::Help),
+    ("version", Some('v'), false, Name::Version),
+    ("outbound-addr", None, true, Name::OutboundAddr),
+    ("outbound-addr6", None, true, Name::OutboundAddr6),
+    ("disable-dns", None, false, Name::DisableDns),
+    ("macaddress", None, true, Name::Macaddress),
+    ("target-type", None, true, Name::TargetType),
+];
+
+/// The option that a long name means: itself, or the only one that begins so.
+fn long(name: &str) -> Result<(&'static str, bool, Name), Wrong> {
+    let mut found = OPTIONS.iter().filter(|it| it.0.starts_with(name));
+    if let Some(exact) = OPTIONS.iter().find(|it| it.0 == name) {
+        return Ok((exact.0, exact.2, exact.3));
+    }
+    match (found.next(), found.next()) {
+        (Some(only), None) => Ok((only.0, only.2, only.3)),
+        (None, _) => Err(Wrong::usage(format!("unrecognized option '--{name}'"))),
+        (Some(_), Some(_)) => {
+            let all = OPTIONS.iter().filter(|it| it.0.starts_with(name));
+            let all: Vec<String> = all.map(|it| format!("'--{}'", it.0)).collect();
+            Err(Wrong::usage(format!(
+                "option '--{name}' is ambiguous; possibilities: {}",
+                all.join(" ")
+            )))
+        }
+    }
+}
+
+/// What was said, word by word, before it is looked at together.
+#[derive(Debug, Default)]
+struct Said {
+    configure: bool,
+    exit_fd: Option<RawFd>,
+    ready_fd: Option<RawFd>,
+    mtu: Option<u16>,
+    cidr: Option<OsString>,
+    disable_host_loopback: bool,
+    netns_type: Option<OsString>,
+    userns_path: Option<PathBuf>,
+    api_socket: Option<PathBuf>,
+    insists: bool,
+    outbound_addr: Option<OsString>,
+    outbound_addr6: Option<OsString>,
+    disable_dns: bool,
+    macaddress: Option<OsString>,
+    bess: bool,
+    words: Vec<OsString>,
+    warnings: Vec<&'static str>,
+}
+
+/// Reads a command line without the program's name.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Asked, Wrong> {
+    let mut said = Said::default();
+    let mut parser = Parser::from_args(args);
+    while let Some(arg) = parser
+        .next()
+        .map_err(|error| Wrong::usage(error.to_string()))?
+    {
+        let (name, value) = match arg {
+            Arg::Value(word) => {
+                said.words.push(word);
+                continue;
+            }
+            Arg::Long(name) => {
+                let (full, takes_value, name) = long(name)?;
+                let value = if takes_value {
+                    let missing =
+                        |_| Wrong::usage(format!("option '--{full}' requires an argument"));
+                    parser.value().map_err(missing)?
+                } else if parser.optional_value().is_some() {
+                    let reason = format!("option '--{full}' doesn't allow an argument");
+                    return Err(Wrong::usage(reason));
+                } else {
+                    OsString::new()
+                };
+                (name, value)
+            }
+            Arg::Short(letter) => {
+                let unknown = || Wrong::usage(format!("invalid option -- '{letter}'"));
+                let option = OPTIONS.iter().find(|it| it.1 == Some(letter));
+                let (_, _, takes_value, name) = *option.ok_or_else(unknown)?;
+                let missing =
+                    |_| Wrong::usage(format!("option requires an argument -- '{letter}'"));
+                let value = if takes_value {
+                    parser.value().map_err(missing)?
+                } else {
+                    OsString::new()
+                };
+                (name, value)
+            }
+        };
+        if let Some(text) = said.take(name, value)? {
+            return Ok(Asked::Print(text));
+        }
+    }
+    said.network()
+}
+
+/// A number as strtol(3) reads it, within bounds.
+fn number<T: TryFrom<i64>>(value: &OsStr) -> Option<T> {
+    let number: i64 = value.to_str()?.trim_ascii_start().parse().ok()?;
+    T::try_from(number).ok()
+}
+
+fn descriptor(name: &str, value: &OsStr) -> Result<RawFd, Wrong> {
+    number(value)
+        .filter(|number| *number >= 0)
+        .ok_or_else(|| Wrong::usage(format!("{name} must be a non-negative integer")))
+}
+
+impl Said {
+    /// Takes one option; a text where that is all that is asked for.
+    fn take(&mut self, name: Name, value: OsString) -> Result<Option<String>, Wrong> {
+        match name {
+            Name::Help => return Ok(Some(HELP.to_owned())),
+            Name::Version => return Ok(Some(version())),
+            Name::Configure => self.configure = true,
+            Name::ExitFd => self.exit_fd = Some(descriptor("exit-fd", &value)?),
+            Name::ReadyFd => self.ready_fd = Some(descriptor("ready-fd", &value)?),
+            Name::Mtu => {
+                let mtu = number(&value).filter(|mtu| (1..=MAX_MTU).contains(mtu));
+                let wrong = || Wrong::usage("MTU must be a positive integer (< 65522)");
+                self.mtu = Some(mtu.ok_or_else(wrong)?);
+            }
+            Name::Cidr => self.cidr = Some(value),
+            Name::NoHostLoopback => {
+                self.warnings.push(
+                    "--no-host-loopback is deprecated, please use --disable-host-loopback instead.",
+                );
+                self.disable_host_loopback = true;
+            }
+            Name::DisableHostLoopback => self.disable_host_loopback = true,
+            Name::NetnsType => self.netns_type = Some(value),
+            Name::UsernsPath => self.userns_path = Some(value.into()),
+            Name::ApiSocket => self.api_socket = Some(value.into()),
+            Name::EnableIpv6 => self.warnings.push("Support for IPv6 is experimental"),
+            Name::CreateSandbox => {
+                self.warnings
+                    .push("--create-sandbox is deprecated, please use --enable-sandbox instead.");
+                self.insists = true;
+            }
+            Name::EnableSandbox | Name::EnableSeccomp => self.insists = true,
+            Name::OutboundAddr => self.outbound_addr = Some(value),
+            Name::OutboundAddr6 => self.outbound_addr6 = Some(value),
+            Name::DisableDns => self.disable_dns = true,
+            Name::Macaddress => self.macaddress = Some(value),
+            Name::TargetType => {
+                self.bess = match value.to_str() {
+                    Some("netns") => false,
+                    Some("bess") => true,
+                    _ => return Err(Wrong::usage("--target-type must be \"netns\" or \"bess\"")),
+                };
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks at everything together.
+    fn network(mut self) -> Result<Asked, Wrong> {
+        if self.macaddress.is_some() && !self.configure {
+            return Err(Wrong::usage(
+                "--macaddr cannot be specified when --configure or -c is not specified",
+            ));
+        }
+        let config = self.config()?;
+        let edge = if self.bess {
+            self.bess_edge()?
+        } else {
+            self.namespace_edge(&config)?
+        };
+        let sandbox = if self.insists {
+            Sandbox::On
+        } else {
+            Sandbox::IfPossible
+        };
+        Ok(Asked::Network {
+            job: Box::new(Attachment {
+                config,
+                edge,
+                ready_fd: self.ready_fd,
+                exit_fd: self.exit_fd,
+                api_socket: self.api_socket.take(),
+                sandbox,
+                visibility: Visibility::SameUser,
+            }),
+            warnings: self.warnings,
+        })
+    }
+
+    fn config(&self) -> Result<Config, Wrong> {
+        let default = Config::default();
+        Ok(Config {
+            plan: match &self.cidr {
+                Some(cidr) => plan(cidr)?,
+                None => default.plan,
+            },
+            // The interface may be narrower; we never send more than it asked for in its segments.
+            mtu: self.mtu.unwrap_or(default.mtu).max(MIN_MTU),
+            host_loopback: !self.disable_host_loopback,
+            dns: if self.disable_dns {
+                Dns::Off
+            } else {
+                Dns::Host
+            },
+            outbound: self.outbound_addr.as_deref().map(outbound4).transpose()?,
+            outbound6: self.outbound_addr6.as_deref().map(outbound6).transpose()?,
+            ..default
+        })
+    }
+
+    fn bess_edge(&mut self) -> Result<Edge, Wrong> {
+        for (said, option) in [
+            (self.configure, "--configure"),
+            (self.netns_type.is_some(), "--netns-type"),
+            (self.userns_path.is_some(), "--userns-path"),
+        ] {
+            if said {
+                return Err(Wrong::usage(format!(
+                    "--target-type=bess conflicts with {option}: leave it out"
+                )));
+            }
+        }
+        match (self.words.pop(), self.words.is_empty()) {
+            (Some(path), true) => Ok(Edge::Socket(path.into())),
+            _ => Err(Wrong::usage(
+                "--target-type=bess takes one argument, a socket's path",
+            )),
+        }
+    }
+
+    fn namespace_edge(&mut self, config: &Config) -> Result<Edge, Wrong> {
+        if self.words.len() > 2 {
+            self.warnings.push("too many arguments");
+        }
+        let mut words = std::mem::take(&mut self.words).into_iter();
+        let (target, tap) = (words.next(), words.next());
+        let missing = || Wrong::usage("name a namespace and a tap: PID|PATH TAPNAME");
+        let target = target.ok_or_else(missing)?;
+        let kind = self.netns_type.as_deref().map(OsStr::to_string_lossy);
+        let target = match kind.as_deref() {
+            Some("tapfd") => {
+                let wrong = || Wrong::usage("FD must be a non-negative integer");
+                return number(&target)
+                    .filter(|number| *number >= 0)
+                    .map(Edge::Tap)
+                    .ok_or_else(wrong);
+            }
+            Some("path") => Target::Path(target.into()),
+            Some("pid") | None => {
+                let pid = number(&target).filter(|pid| *pid > 0);
+                let wrong = || Wrong::usage("PID must be a positive integer");
+                Target::Process(Pid::from_raw(pid.ok_or_else(wrong)?))
+            }
+            Some(other) => {
+                return Err(Wrong::usage(format!(
+                    "unknown --netns-type '{other}': use path, pid or tapfd"
+                )));
+            }
+        };
+        let tap = self.tap(config, &tap.ok_or_else(missing)?)?;
+        Ok(Edge::Namespace {
+            target,
+            userns: self.userns_path.take(),
+            tap,
+        })
+    }
+
+    fn tap(&self, config: &Config, name: &OsStr) -> Result<TapPlan, Wrong> {
+        let name = interface_name(&name.to_string_lossy())
+            .map_err(|error| Wrong::value(format!("TAPNAME: {error}")))?;
+        let mac = self.macaddress.as_deref().map(mac).transpose()?;
+        Ok(TapPlan {
+            mtu: self.mtu.unwrap_or(config.mtu),
+            addresses: self.configure.then_some(config.plan),
+            ..TapPlan::new(config, &name, mac)
+        })
+    }
+}
+
+fn plan(cidr: &OsStr) -> Result<AddressPlan, Wrong> {
+    let invalid = || Wrong::value(format!("invalid CIDR: {}", cidr.to_string_lossy()));
+    let network: Ipv4Net = cidr
+        .to_str()
+        .ok_or_else(invalid)?
+        .parse()
+        .map_err(|_| invalid())?;
+    AddressPlan::new(network).map_err(|error| {
+        Wrong::value(match error {
+            PlanError::PrefixLength(_) => "prefix length needs to be 1-25".to_owned(),
+            PlanError::NotTheNetwork(..) => "CIDR needs to be a network address like 10.0.2.0/24, \
+                                             not like 10.0.2.100/24"
+                .to_owned(),
+            PlanError::NotUnicast(_) => format!("--cidr: {error}"),
+        })
+    })
+}
+
+fn mac(word: &OsStr) -> Result<[u8; 6], Wrong> {
+    let mac = word.to_str().and_then(|word| word.parse::<Mac>().ok());
+    mac.filter(|mac| mac.is_unicast()).map(|mac| mac.0).ok_or_else(|| {
+        Wrong::value(
+            "macaddress has to be a valid MAC address (hex string, 6 bytes, each byte separated by \
+             a ':').",
+        )
+    })
+}
+
+fn outbound4(word: &OsStr) -> Result<Outbound, Wrong> {
+    let text = word.to_string_lossy();
+    let address = text.parse::<Ipv4Addr>().map(IpAddr::V4);
+    outbound(
+        &text,
+        address.ok(),
+        "outbound-addr has to be valid ipv4 address or interface name.",
+    )
+}
+
+fn outbound6(word: &OsStr) -> Result<Outbound, Wrong> {
+    let text = word.to_string_lossy();
+    let address = text.parse::<Ipv6Addr>().map(IpAddr::V6);
+    outbound(
+        &text,
+        address.ok(),
+        "outbound-addr6 has to be valid ipv6 address or interface name.",
+    )
+}
+
+fn outbound(text: &str, address: Option<IpAddr>, wrong: &str) -> Result<Outbound, Wrong> {
+    match address {
+        Some(address) => Ok(Outbound::Address(address)),
+        None => interface_name(text)
+            .map(Outbound::Interface)
+            .map_err(|_| Wrong::value(wrong)),
+    }
+}

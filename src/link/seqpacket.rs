@@ -1,0 +1,114 @@
+//! A socket as a [`Link`]: one message is one frame (`SOCK_SEQPACKET`, what User Mode Linux calls
+//! "bess").
+//!
+//! Owns the socket, which listens until somebody connects and then serves this one. There are no
+//! offloads: every frame comes and goes whole, with its checksums, and no longer than the MTU allows.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::Link;
+use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch};
+use crate::sys::fd;
+use crate::sys::readiness::watch;
+
+/// A socket that listens, then is connected.
+#[derive(Debug)]
+pub struct SeqpacketLink {
+    id: LinkId,
+    socket: AsyncFd<File>,
+    connected: bool,
+    lost: u64,
+}
+
+impl SeqpacketLink {
+    /// Takes over a listening, non-blocking socket. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the runtime has no room.
+    pub fn new(id: LinkId, socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            id,
+            socket: watch(File::from(socket))?,
+            connected: false,
+            lost: 0,
+        })
+    }
+
+    /// Takes the first client; true once there is one.
+    fn try_accept(&mut self) -> io::Result<bool> {
+        if self.connected {
+            return Ok(true);
+        }
+        let accepted = self.socket.try_io(Interest::READABLE, fd::accept);
+        match accepted {
+            Ok(socket) => {
+                self.socket = watch(File::from(socket))?;
+                self.connected = true;
+                Ok(true)
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Link for SeqpacketLink {
+    async fn readable(&self) -> io::Result<()> {
+        self.socket
+            .readable()
+            .await
+            .map(|mut guard| guard.retain_ready())
+    }
+
+    fn receive(&mut self, batch: &mut RxBatch) -> io::Result<bool> {
+        if !self.try_accept()? {
+            return Ok(false);
+        }
+        while let Some(spare) = batch.spare() {
+            let read = self
+                .socket
+                .try_io(Interest::READABLE, |mut socket| socket.read(spare));
+            match read {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(len) => batch.push(0..len, RxMeta::plain(self.id)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn transmit(&mut self, batch: &mut TxBatch) -> io::Result<()> {
+        if !self.connected {
+            batch.clear();
+            return Ok(());
+        }
+        let mut socket = self.socket.get_ref();
+        let mut gone = None;
+        for frame in batch.frames() {
+            match socket.write(&frame.with_headroom[HEADROOM..]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => gone = Some(error),
+                Err(error) => {
+                    self.lost += 1;
+                    tracing::debug!(%error, lost = self.lost, "frame lost at the socket");
+                }
+            }
+        }
+        batch.clear();
+        gone.map_or(Ok(()), Err)
+    }
+}

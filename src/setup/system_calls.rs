@@ -1,0 +1,228 @@
+//! The system calls that carrying packets needs, and the filter that ends the process at any other.
+//!
+//! [`CALLS`] is the one list to review; `tests/ns_sandbox.rs` fails when a call is missing from it and
+//! when one that is on it is never made. Comes in: nothing. Goes out: a filter that can't be undone
+//! (seccomp(2)), which also ends the process when a call comes by another architecture's table.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+
+use super::{SetupError, Step};
+
+/// A system call that may be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// Its name, as the manual has it.
+    pub name: &'static str,
+    number: i64,
+    /// With which arguments; any where this is empty.
+    only: &'static [Only],
+    /// What it is needed for.
+    pub reason: &'static str,
+}
+
+/// One allowed value of one argument, by its index.
+#[derive(Debug, Clone, Copy)]
+enum Only {
+    /// Equal to this.
+    Is(u8, i32),
+    /// None of these bits set.
+    Without(u8, i32),
+}
+
+const fn any(name: &'static str, number: i64, reason: &'static str) -> Call {
+    Call {
+        name,
+        number,
+        only: &[],
+        reason,
+    }
+}
+
+const fn only(
+    name: &'static str,
+    number: i64,
+    only: &'static [Only],
+    reason: &'static str,
+) -> Call {
+    Call {
+        name,
+        number,
+        only,
+        reason,
+    }
+}
+
+/// The address families of sockets that are opened once packets flow.
+const INTERNET: &[Only] = &[Only::Is(0, libc::AF_INET), Only::Is(0, libc::AF_INET6)];
+/// No memory becomes a program.
+const NOT_EXECUTABLE: &[Only] = &[Only::Without(2, libc::PROT_EXEC)];
+/// A descriptor's flags are asked for, and a socket's blocking mode set, nothing else.
+const FLAGS: &[Only] = &[
+    Only::Is(1, libc::F_GETFD),
+    Only::Is(1, libc::F_GETFL),
+    Only::Is(1, libc::F_SETFL),
+];
+
+/// Everything that may be called once packets flow.
+pub const CALLS: &[Call] = &[
+    any("read", libc::SYS_read, "frames, streams, signals, wake-ups"),
+    any(
+        "write",
+        libc::SYS_write,
+        "frames, the log, the ready descriptor, API answers",
+    ),
+    any("close", libc::SYS_close, "flows end"),
+    any("epoll_ctl", libc::SYS_epoll_ctl, "a new socket is watched"),
+    #[cfg(target_arch = "x86_64")]
+    any(
+        "epoll_wait",
+        libc::SYS_epoll_wait,
+        "waiting for anything to happen",
+    ),
+    #[cfg(not(target_arch = "x86_64"))]
+    any(
+        "epoll_pwait",
+        libc::SYS_epoll_pwait,
+        "waiting for anything to happen",
+    ),
+    only(
+        "socket",
+        libc::SYS_socket,
+        INTERNET,
+        "a flow to the host, a published port",
+    ),
+    any("connect", libc::SYS_connect, "a flow to the host"),
+    any(
+        "bind",
+        libc::SYS_bind,
+        "a published port, an outbound address",
+    ),
+    any("listen", libc::SYS_listen, "a published TCP port"),
+    any(
+        "accept4",
+        libc::SYS_accept4,
+        "clients of published ports and of the API",
+    ),
+    any(
+        "sendto",
+        libc::SYS_sendto,
+        "streams, datagrams, questions to the broker",
+    ),
+    any(
+        "recvfrom",
+        libc::SYS_recvfrom,
+        "streams, answers of the broker",
+    ),
+    any("sendmsg", libc::SYS_sendmsg, "words to the broker"),
+    any(
+        "recvmsg",
+        libc::SYS_recvmsg,
+        "datagrams, errors of the network, words of the broker",
+    ),
+    any(
+        "shutdown",
+        libc::SYS_shutdown,
+        "one direction of a stream ends",
+    ),
+    any(
+        "setsockopt",
+        libc::SYS_setsockopt,
+        "no delay, keep-alive, linger, error queue, device",
+    ),
+    any("getsockopt", libc::SYS_getsockopt, "how a connect ended"),
+    only(
+        "fcntl",
+        libc::SYS_fcntl,
+        FLAGS,
+        "accepted clients must not block; debug builds check what they close",
+    ),
+    only("mmap", libc::SYS_mmap, NOT_EXECUTABLE, "rings of a flow"),
+    any("munmap", libc::SYS_munmap, "rings of a flow that ended"),
+    any("brk", libc::SYS_brk, "the heap"),
+    any("madvise", libc::SYS_madvise, "a ring gives its pages back"),
+    any("mremap", libc::SYS_mremap, "a large table grows"),
+    any(
+        "clock_gettime",
+        libc::SYS_clock_gettime,
+        "time, where the vDSO has none",
+    ),
+    any("getrandom", libc::SYS_getrandom, "keys of hash tables"),
+    any(
+        "rt_sigreturn",
+        libc::SYS_rt_sigreturn,
+        "back from the handler for a full stack",
+    ),
+    any(
+        "sigaltstack",
+        libc::SYS_sigaltstack,
+        "the standard library tidies up at the end",
+    ),
+    any("futex", libc::SYS_futex, "locks of the runtime and the log"),
+    any("exit_group", libc::SYS_exit_group, "the end"),
+];
+
+fn rule(only: Only) -> Result<SeccompRule, seccompiler::BackendError> {
+    let wide = |value: i32| u64::from(value.unsigned_abs());
+    let (index, operation, value) = match only {
+        Only::Is(index, value) => (index, SeccompCmpOp::Eq, wide(value)),
+        Only::Without(index, bits) => (index, SeccompCmpOp::MaskedEq(wide(bits)), 0),
+    };
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operation, value)?;
+    SeccompRule::new(vec![condition])
+}
+
+fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules = BTreeMap::new();
+    for call in CALLS {
+        let conditions = call.only.iter().map(|only| rule(*only));
+        rules.insert(call.number, conditions.collect::<Result<_, _>>()?);
+    }
+    let architecture = std::env::consts::ARCH.try_into()?;
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        architecture,
+    )?;
+    filter.try_into()
+}
+
+/// Ends the process, from now on, at any call that is not on the list.
+///
+/// # Errors
+/// `EINVAL` on kernels without seccomp filters.
+pub(super) fn restrict() -> Result<(), SetupError> {
+    let program = program()
+        .map_err(io::Error::other)
+        .step(|| "sandbox: making the filter of system calls".into())?;
+    seccompiler::apply_filter(&program)
+        .map_err(io::Error::other)
+        .step(|| "sandbox: filtering system calls".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_list_is_short_and_has_no_call_twice() {
+        let names: BTreeSet<_> = CALLS.iter().map(|call| call.name).collect();
+        let numbers: BTreeSet<_> = CALLS.iter().map(|call| call.number).collect();
+        assert_eq!(names.len(), CALLS.len());
+        assert_eq!(numbers.len(), CALLS.len());
+        assert!(CALLS.len() <= 43, "pasta's number");
+        assert!(CALLS.iter().all(|call| !call.reason.is_empty()));
+    }
+
+    #[test]
+    fn the_list_becomes_a_filter() {
+        assert!(program().unwrap().len() > CALLS.len());
+    }
+}
