@@ -150,6 +150,8 @@ fn event_loop<L: Link>(
         })?;
     }
     sandbox::enter(plan.sandbox, plan.visibility)?;
+    #[cfg(debug_assertions)]
+    crate::setup::escape::attempt();
     Ok(EventLoop::new(link, host, stack, commands))
 }
 

@@ -15,6 +15,8 @@
 
 pub mod attach;
 pub mod broker;
+#[cfg(debug_assertions)]
+pub mod escape;
 pub mod guest;
 pub mod idmap;
 pub mod keeper;

@@ -24,6 +24,8 @@ pub struct Call {
     only: &'static [Only],
     /// What it is needed for.
     pub reason: &'static str,
+    /// Made on every machine, in every build.
+    pub everywhere: bool,
 }
 
 /// One allowed value of one argument, by its index.
@@ -41,6 +43,7 @@ const fn any(name: &'static str, number: i64, reason: &'static str) -> Call {
         number,
         only: &[],
         reason,
+        everywhere: true,
     }
 }
 
@@ -55,6 +58,15 @@ const fn only(
         number,
         only,
         reason,
+        everywhere: true,
+    }
+}
+
+/// A call that only some machines or builds make.
+const fn sometimes(name: &'static str, number: i64, reason: &'static str) -> Call {
+    Call {
+        everywhere: false,
+        ..any(name, number, reason)
     }
 }
 
@@ -145,18 +157,11 @@ pub const CALLS: &[Call] = &[
     only("mmap", libc::SYS_mmap, NOT_EXECUTABLE, "rings of a flow"),
     any("munmap", libc::SYS_munmap, "rings of a flow that ended"),
     any("brk", libc::SYS_brk, "the heap"),
-    any("madvise", libc::SYS_madvise, "a ring gives its pages back"),
     any("mremap", libc::SYS_mremap, "a large table grows"),
-    any(
+    sometimes(
         "clock_gettime",
         libc::SYS_clock_gettime,
         "time, where the vDSO has none",
-    ),
-    any("getrandom", libc::SYS_getrandom, "keys of hash tables"),
-    any(
-        "rt_sigreturn",
-        libc::SYS_rt_sigreturn,
-        "back from the handler for a full stack",
     ),
     any(
         "sigaltstack",

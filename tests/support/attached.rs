@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use nix::unistd::pipe2;
 
 use super::guest::Guest;
 use super::process::{Finished, Running, fail};
-use super::world::World;
+use super::sys::Plan;
+use super::world::{TAPGATE, World};
 
 /// tapgate serving a namespace.
 pub(crate) struct Attached {
@@ -38,22 +39,47 @@ impl Attached {
         let number = write_end.as_raw_fd().to_string();
         inherit.push(write_end);
         let mut command = world.tapgate_with(&["attach", "--ready-fd", &number], inherit);
+        command.args(arguments);
+        Self::when_ready(command, ready, Said::All)
+    }
+
+    /// [`Attached::start`] by way of another program, which must become tapgate under its own pid.
+    pub(crate) fn start_by(world: &World, wrapper: &[&str], arguments: &[&str]) -> Self {
+        let (ready, write_end) = pipe();
+        let number = write_end.as_raw_fd().to_string();
+        let plan = Plan {
+            inherit: vec![write_end],
+            ..world.plan().clone()
+        };
+        let mut command = world.command_with(wrapper[0], plan);
+        command.args(&wrapper[1..]);
+        command.args([TAPGATE, "attach", "--ready-fd", &number]);
+        command.args(arguments);
+        Self::when_ready(command, ready, Said::First)
+    }
+
+    fn when_ready(mut command: Command, ready: OwnedFd, wanted: Said) -> Self {
         let mut attached = Self {
-            running: Running::start(command.args(arguments)),
+            running: Running::start(&mut command),
         };
         // The command holds the harness's end of the pipe open.
         drop(command);
-        attached.wait_until_ready(ready);
+        attached.wait_until_ready(ready, wanted);
         attached
     }
 
-    fn wait_until_ready(&mut self, ready: OwnedFd) {
+    fn wait_until_ready(&mut self, ready: OwnedFd, wanted: Said) {
         let mut events = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
         let limit = PollTimeout::try_from(super::SOON).expect("a short time");
         let woken = poll(&mut events, limit).expect("poll on a pipe");
         let mut said = String::new();
         if woken > 0 {
+            let limit = match wanted {
+                Said::All => 16,
+                Said::First => 1,
+            };
             File::from(ready)
+                .take(limit)
                 .read_to_string(&mut said)
                 .expect("a pipe of ours");
         }
@@ -88,6 +114,15 @@ impl Attached {
     pub(crate) fn finish(self, limit: Duration) -> Finished {
         self.running.finish(limit)
     }
+}
+
+/// What is read of the ready descriptor.
+#[derive(Clone, Copy)]
+enum Said {
+    /// Everything: whoever holds it must have closed it.
+    All,
+    /// The first byte: a tracer may hold on to it.
+    First,
 }
 
 /// A world, a guest, and tapgate between them. The fields end in this order.

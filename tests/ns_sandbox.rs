@@ -1,0 +1,339 @@
+//! The sandbox on a real kernel, as an unprivileged user: what is left of the process that carries
+//! packets, that it can't get out, that resolvers are followed from within, and that the list of system
+//! calls is neither too short (every other test would fail) nor too long.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also inside a helper"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use support::attached::{Attached, Net};
+use support::bulk;
+use support::dns::Resolver;
+use support::guest::Guest;
+use support::process::{Running, run};
+use support::serve;
+use support::sockets::Sockets;
+use support::world::World;
+use support::{GATEWAY, GUEST, LOOPBACK, RESOLVER, SOON, WORLD_A, at, wait_until};
+use tapgate::setup::system_calls::CALLS;
+
+/// A field of `/proc/PID/status`.
+fn status(pid: i32, field: &str) -> String {
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there for everybody");
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let value = line.and_then(|line| line.strip_prefix(':'));
+    value.unwrap_or_default().trim().to_owned()
+}
+
+#[track_caller]
+fn assert_powerless(pid: i32) {
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        let bits = u64::from_str_radix(&status(pid, set), 16).expect("a hexadecimal number");
+        // CAP_NET_BIND_SERVICE is the tenth.
+        assert_eq!(bits & !(1 << 10), 0, "{set}: {bits:x}");
+    }
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "Seccomp"), "2", "a filter");
+}
+
+/// `tapgate slirp4netns`, which may be looked at by its own user.
+fn start_visible(world: &World, guest: &Guest, options: &[&str]) -> Running {
+    let pid = guest.pid().to_string();
+    let mut command = world.tapgate(&["slirp4netns", "-c", "--api-socket", "/mnt/visible.sock"]);
+    let running = Running::start(command.args(options).args([&pid, "tap0"]));
+    wait_until("the API to answer", SOON, || {
+        ask(
+            &world.dir().join("visible.sock"),
+            r#"{"execute":"list_hostfwd"}"#,
+        )
+    });
+    running
+}
+
+/// One request to an API socket; nothing when nobody is there.
+fn ask(socket: &Path, request: &str) -> Option<String> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[test]
+fn nothing_of_the_host_is_left_to_see() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    for options in [&["--enable-sandbox", "--enable-seccomp"][..], &[]] {
+        let tapgate = start_visible(&world, &guest, options);
+        let root = format!("/proc/{}/root", tapgate.pid());
+        let mut ls = world.command("find");
+        let listed = run(ls.args([&format!("{root}/"), "-mindepth", "1"])).output();
+        let seen: BTreeSet<&str> = listed
+            .lines()
+            .filter_map(|line| line.strip_prefix(&root))
+            .collect();
+        assert_eq!(seen, BTreeSet::from(["/etc", "/run"]), "both are empty");
+        let mut touch = world.command("touch");
+        let touched = run(touch.arg(format!("{root}/run/x")));
+        assert!(touched.stderr.contains("Read-only"), "{touched:?}");
+        tapgate.signal(Signal::SIGTERM);
+        assert_eq!(tapgate.finish(SOON).code(), 0);
+    }
+}
+
+#[test]
+fn no_power_is_left_whatever_the_command_line() {
+    let net = Net::up(&[]);
+    assert_powerless(net.tapgate.pid());
+    let guest = Guest::new(&net.world);
+    let slirp4netns = start_visible(&net.world, &guest, &[]);
+    assert_powerless(slirp4netns.pid());
+    let mut running = net.world.start_inside(&[], "echo ready; exec sleep 60");
+    running.wait_for_output("ready");
+    assert_powerless(running.pid());
+}
+
+#[test]
+fn sandbox_can_be_left_out() {
+    let net = Net::up(&["--sandbox", "off"]);
+    assert_eq!(status(net.tapgate.pid(), "Seccomp"), "0");
+    assert_eq!(
+        status(net.tapgate.pid(), "NoNewPrivs"),
+        "0",
+        "{}",
+        net.tapgate.log()
+    );
+}
+
+#[test]
+fn what_the_caller_left_open_is_closed_but_for_a_command() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let script = format!(
+        "exec 9</etc/passwd; exec /mnt/tapgate slirp4netns -c -a /mnt/visible.sock {} tap0",
+        guest.pid()
+    );
+    let tapgate = Running::start(world.command("sh").args(["-c", &script]));
+    let socket = world.dir().join("visible.sock");
+    wait_until("the API to answer", SOON, || ask(&socket, "{}"));
+    let pid = tapgate.pid();
+    let mut ls = world.command("ls");
+    let open = run(ls.args(["-l", &format!("/proc/{pid}/fd")])).output();
+    assert!(!open.contains("passwd"), "{open}");
+    let mut command = world.command("sh");
+    let script = "exec 9</etc/passwd; exec /mnt/tapgate run -- head -c4 /proc/self/fd/9";
+    assert_eq!(run(command.args(["-c", script])).output(), "root");
+}
+
+/// Only a debug build can be asked to try.
+#[cfg(debug_assertions)]
+mod escape {
+    use super::*;
+
+    fn attempt(world: &World, name: &str, filtered: bool) -> support::process::Finished {
+        let mut command = world.tapgate(&["run", "--", "true"]);
+        command.env("TAPGATE_ESCAPE", name);
+        if !filtered {
+            command.env("TAPGATE_ESCAPE_UNFILTERED", "1");
+        }
+        run(&mut command)
+    }
+
+    #[test]
+    fn any_call_that_leads_out_ends_the_process() {
+        let world = World::new();
+        for name in [
+            "open", "create", "execve", "ptrace", "kill", "mount", "netlink", "packet", "unix",
+            "fork",
+        ] {
+            let ended = attempt(&world, name, true);
+            assert_eq!(ended.code(), 128 + 31, "SIGSYS for {name}: {ended:?}");
+        }
+    }
+
+    #[test]
+    fn other_walls_stand_without_the_filter() {
+        let world = World::new();
+        for (name, refusal) in [
+            ("open", "No such file"),
+            ("create", "Read-only"),
+            ("execve", "No such file"),
+            ("ptrace", "not permitted"),
+            ("mount", "not permitted"),
+            ("packet", "not permitted"),
+        ] {
+            let ended = attempt(&world, name, false);
+            assert!(ended.stderr.contains(refusal), "{name}: {ended:?}");
+        }
+    }
+}
+
+/// Issue 3, must show 7: two links, one of them outside /etc and /run, and a rename.
+#[test]
+fn resolver_behind_two_links_is_followed_from_within() {
+    let (first, second) = ([198, 18, 0, 1].into(), [198, 18, 0, 2].into());
+    let loopback = |last| std::net::Ipv4Addr::new(127, 0, 0, last).into();
+    let world = World::new();
+    let _first = Resolver::start(&world, at(loopback(1), 53), first);
+    let _second = Resolver::start(&world, at(loopback(2), 53), second);
+    fs::create_dir(world.dir().join("deep")).unwrap();
+    world.file("deep/real.conf", "nameserver 127.0.0.1\n");
+    world.link("hop.conf", "deep/real.conf");
+    world.link_resolv_conf("/mnt/hop.conf");
+    let net = Net::up_in(world, &["--sandbox", "on"]);
+    assert_eq!(status(net.tapgate.pid(), "Seccomp"), "2");
+    let look_up = |name: &str| {
+        let server = format!("@{RESOLVER}");
+        let answer = net.guest.run("dig", &["+short", "+tries=1", &server, name]);
+        answer.output().trim().to_owned()
+    };
+    assert_eq!(look_up("before.example"), first.to_string());
+    net.world.file("deep/real.conf", "nameserver 127.0.0.2\n");
+    assert_eq!(look_up("after.example"), second.to_string());
+}
+
+// --- the list of system calls --------------------------------------------------------------------
+
+/// The names of the calls that process `pid` made once its filter was on, from strace's output.
+fn calls_behind_the_filter(trace: &str, pid: i32) -> BTreeSet<String> {
+    let pid = pid.to_string();
+    let own = trace
+        .lines()
+        .filter_map(|line| line.strip_prefix(&pid)?.split_whitespace().next());
+    let mut own = own.skip_while(|call| !call.starts_with("seccomp("));
+    own.next();
+    let names = own.filter_map(|call| call.split_once('(').map(|(name, _)| name));
+    names
+        .filter(|name| {
+            name.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Associations at once: their table is then larger than what the heap moves by copying.
+const FLOWS: usize = 4000;
+
+/// Everything that a network does: each protocol in both directions, every kind of refusal, the API.
+fn do_everything(net: &Net, api: &Path) {
+    let host = &net.world;
+    let bytes = bulk::server(host.listen(at(LOOPBACK, 0)).unwrap());
+    for way in [bulk::Way::Up, bulk::Way::Down] {
+        bulk::transfer(&net.guest, at(GATEWAY, bytes.port()), way, (4, 16 << 20));
+    }
+    let refused = net
+        .guest
+        .connect(at(GATEWAY, support::sockets::closed_port(host)));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let echo = serve::udp_echo(host.udp(at(WORLD_A, 0)).unwrap());
+    let socket = net.guest.udp_to(echo.addr).unwrap();
+    let mut buffer = [0; 2000];
+    for size in [10, 1900] {
+        socket.send(&vec![7; size]).unwrap();
+        assert_eq!(socket.recv(&mut buffer).unwrap(), size);
+    }
+    let nobody = net
+        .guest
+        .udp_to(at(GATEWAY, support::sockets::closed_port(host)));
+    let nobody = nobody.unwrap();
+    nobody.send(b"x").unwrap();
+    assert_eq!(
+        nobody.recv(&mut buffer).unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+    let outside = WORLD_A.to_string();
+    net.guest.run("ping", &["-c1", "-W5", &outside]).output();
+    for how in ["+notcp", "+tcp"] {
+        let server = format!("@{RESOLVER}");
+        net.guest
+            .run("dig", &[how, &server, "name.example"])
+            .output();
+    }
+    let script = format!(
+        "import socket
+for port in range(20000, 20000 + {FLOWS}):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(('', port))
+        s.sendto(b'x', ('{}', {}))",
+        echo.addr.ip(),
+        echo.port()
+    );
+    net.guest.run("/usr/bin/python3", &["-c", &script]).output();
+    publish_and_use(net, api);
+}
+
+fn publish_and_use(net: &Net, api: &Path) {
+    let _inside = serve::tcp_echo(net.guest.listen(at(GUEST, 80)).unwrap());
+    let port = support::sockets::closed_port(&net.world);
+    for proto in ["tcp", "udp"] {
+        let request = format!(
+            r#"{{"execute":"add_hostfwd","arguments":{{"proto":"{proto}","host_port":{port},"guest_port":80}}}}"#
+        );
+        assert!(ask(api, &request).unwrap().contains("\"id\""));
+    }
+    let mut stream = net.world.connect(at(WORLD_A, port)).unwrap();
+    stream.write_all(b"ping").unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).unwrap();
+    support::sockets::reset(stream);
+    let _udp = serve::udp_echo(net.guest.udp(at(GUEST, 80)).unwrap());
+    let client = net.world.udp_to(at(WORLD_A, port)).unwrap();
+    client.send(b"ping").unwrap();
+    client.recv(&mut answer).unwrap();
+    assert!(ask(api, r#"{"execute":"remove_hostfwd","arguments":{"id":1}}"#).is_some());
+}
+
+#[test]
+fn every_call_on_the_list_is_made() {
+    let world = World::new();
+    let _resolver = Resolver::start(&world, at(LOOPBACK, 53), [198, 18, 0, 1].into());
+    let trace = world.dir().join("trace");
+    let guest = Guest::new(&world);
+    let pid = guest.pid().to_string();
+    let strace = ["strace", "-D", "-f", "-o", "/mnt/trace"];
+    fs::File::create(&trace).unwrap();
+    let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    fs::set_permissions(&trace, everyone).unwrap();
+    let options = ["--api-socket", "/mnt/api.sock", &pid];
+    let tapgate = Attached::start_by(&world, &strace, &options);
+    let own = tapgate.pid();
+    let net = Net {
+        tapgate,
+        guest,
+        world,
+    };
+    do_everything(&net, &net.world.dir().join("api.sock"));
+    net.tapgate.signal(Signal::SIGTERM);
+    let Net { tapgate, world, .. } = net;
+    assert_eq!(tapgate.finish(SOON).code(), 0);
+    let ended = format!("{own} +++ exited");
+    let text = wait_until("the end of the trace", SOON, || {
+        let text = fs::read_to_string(world.dir().join("trace")).ok()?;
+        text.contains(&ended).then_some(text)
+    });
+    let made = calls_behind_the_filter(&text, own);
+    let listed = CALLS.iter().filter(|call| call.everywhere);
+    let never: Vec<&str> = listed
+        .map(|call| call.name)
+        .filter(|name| !made.contains(*name))
+        .collect();
+    assert!(never.is_empty(), "listed but never made: {never:?}");
+    let all: BTreeSet<&str> = CALLS.iter().map(|call| call.name).collect();
+    let unlisted: Vec<_> = made
+        .iter()
+        .filter(|name| !all.contains(name.as_str()))
+        .collect();
+    assert!(unlisted.is_empty(), "made but not listed: {unlisted:?}");
+}
