@@ -12,7 +12,7 @@ use support::process::run;
 use support::serve::{self, accept};
 use support::sockets::{Sockets, assert_errno};
 use support::world::World;
-use support::{GATEWAY, LOOPBACK, SOON, WORLD_A, WORLD_B, at, wait_until};
+use support::{GATEWAY, LOOPBACK, SOON, WORLD_A, WORLD_B, WORLD_C, at, wait_until};
 
 const ANY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 
@@ -113,6 +113,25 @@ fn guest_sees_the_clients_own_address_over_udp() {
         let length = client.recv(&mut heard).unwrap();
         assert_eq!(&heard[..length], b"answer", "to a client at {server}");
     }
+}
+
+#[test]
+fn udp_answers_leave_from_the_address_that_was_asked() {
+    let net = Net::up(&["-p", "5353:53/udp", "-p", "[::]:5353:53/udp"]);
+    let _echo = serve::udp_echo(net.guest.udp(at(ANY, 53)).unwrap());
+    // A connected client hears nobody else; the kernel would answer it from its own network.
+    for (client, server) in [(WORLD_C, WORLD_A), (WORLD_A, WORLD_B), (WORLD_C, LOOPBACK)] {
+        let client = net.world.udp(at(client, 0)).unwrap();
+        client.connect(at(server, 5353)).unwrap();
+        client.send(b"question").unwrap();
+        let mut heard = [0; 64];
+        assert_eq!(client.recv(&mut heard).unwrap(), 8, "by {server}");
+    }
+    let localhost = std::net::Ipv6Addr::LOCALHOST.into();
+    let client = net.world.udp(at(localhost, 0)).unwrap();
+    client.connect(at(localhost, 5353)).unwrap();
+    client.send(b"question").unwrap();
+    assert_eq!(client.recv(&mut [0; 64]).unwrap(), 8);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Idle times follow RFC 4787 REQ-5 where the issue of names does not ask for less; moving the
 //! datagrams is done in `stack/udp.rs`, which knows what addresses mean.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::config::DNS_PORT;
 use crate::net::{Duration, Instant, Wire};
@@ -69,6 +69,8 @@ pub struct PublishedPeer {
     pub published: usize,
     /// The client's own address.
     pub client: SocketAddr,
+    /// The address of the host that it asked, where answers must leave from it.
+    pub asked: Option<IpAddr>,
 }
 
 impl PublishedPeer {

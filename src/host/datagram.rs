@@ -9,8 +9,8 @@ use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, recvmsg, setsockopt,
-    sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike,
+    SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use socket2::Socket;
 
@@ -54,6 +54,74 @@ impl KernelUdp {
             .as_socket()
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+
+    /// Has datagrams say which of the host's addresses they came to (ip(7), `IP_PKTINFO`), so that the
+    /// answer leaves from the same; a client takes no other's.
+    pub(super) fn note_addresses(&self) -> io::Result<()> {
+        if self.ipv6 {
+            setsockopt(&self.socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        } else {
+            setsockopt(&self.socket, sockopt::Ipv4PacketInfo, &true)?;
+        }
+        Ok(())
+    }
+}
+
+/// The address that a datagram came to, as it is to be named in the answer.
+fn asked_address(message: &ControlMessageOwned) -> Option<IpAddr> {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the kernel may say anything else"
+    )]
+    match message {
+        ControlMessageOwned::Ipv4PacketInfo(info) => Some(IpAddr::V4(Ipv4Addr::from(
+            info.ipi_spec_dst.s_addr.to_ne_bytes(),
+        ))),
+        ControlMessageOwned::Ipv6PacketInfo(info) => {
+            Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)))
+        }
+        _ => None,
+    }
+}
+
+/// Sends one datagram from one of the host's addresses.
+fn send_one(socket: &Socket, from: IpAddr, to: &SockaddrStorage, payload: &[u8]) -> io::Result<()> {
+    let vector = [IoSlice::new(payload)];
+    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+    match from {
+        IpAddr::V4(from) => {
+            let info = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(from.octets()),
+                },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            sendmsg(
+                fd,
+                &vector,
+                &[ControlMessage::Ipv4PacketInfo(&info)],
+                flags,
+                Some(to),
+            )?;
+        }
+        IpAddr::V6(from) => {
+            let info = libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr {
+                    s6_addr: from.octets(),
+                },
+                ipi6_ifindex: 0,
+            };
+            sendmsg(
+                fd,
+                &vector,
+                &[ControlMessage::Ipv6PacketInfo(&info)],
+                flags,
+                Some(to),
+            )?;
+        }
+    }
+    Ok(())
 }
 
 impl AsFd for KernelUdp {
@@ -90,6 +158,34 @@ impl UdpSocket for KernelUdp {
         receive(&self.socket, &mut [IoSliceMut::new(bytes)])
     }
 
+    fn recv_asked(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+        let mut control = nix::cmsg_space!(libc::in6_pktinfo);
+        let mut vector = [IoSliceMut::new(bytes)];
+        let (fd, flags) = (self.socket.as_raw_fd(), MsgFlags::empty());
+        let message = recvmsg::<SockaddrStorage>(fd, &mut vector, Some(&mut control), flags)?;
+        let asked = message.cmsgs()?.find_map(|it| asked_address(&it));
+        let sender = sender(message.address).ok_or(io::ErrorKind::InvalidData)?;
+        Ok((message.bytes, sender, asked))
+    }
+
+    fn send_from(
+        &mut self,
+        asked: Option<IpAddr>,
+        to: SocketAddr,
+        payload: &[u8],
+        segment: Option<NonZeroU16>,
+    ) -> io::Result<()> {
+        let Some(asked) = asked else {
+            return self.send_to(to, payload, segment);
+        };
+        let to = SockaddrStorage::from(to);
+        datagrams(payload, segment).try_for_each(|datagram| {
+            // As in `send_to`: an earlier datagram's error is reported once.
+            send_one(&self.socket, asked, &to, datagram)
+                .or_else(|_| send_one(&self.socket, asked, &to, datagram))
+        })
+    }
+
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
         if self.ipv6 {
             queued_error::<SockaddrIn6>(&self.socket, bytes)
@@ -102,19 +198,21 @@ impl UdpSocket for KernelUdp {
 /// Receives one datagram and its sender.
 fn receive(socket: &Socket, parts: &mut [IoSliceMut<'_>]) -> io::Result<(usize, SocketAddr)> {
     let fd = socket.as_raw_fd();
-    let message = recvmsg::<nix::sys::socket::SockaddrStorage>(fd, parts, None, MsgFlags::empty())?;
-    let sender = message.address.and_then(|address| {
-        let v4 = address
-            .as_sockaddr_in()
-            .map(|a| SocketAddr::from((a.ip(), a.port())));
-        v4.or_else(|| {
-            address
-                .as_sockaddr_in6()
-                .map(|a| SocketAddr::from((a.ip(), a.port())))
-        })
-    });
-    let sender = sender.ok_or(io::ErrorKind::InvalidData)?;
+    let message = recvmsg::<SockaddrStorage>(fd, parts, None, MsgFlags::empty())?;
+    let sender = sender(message.address).ok_or(io::ErrorKind::InvalidData)?;
     Ok((message.bytes, sender))
+}
+
+fn sender(address: Option<SockaddrStorage>) -> Option<SocketAddr> {
+    let address = address?;
+    let v4 = address
+        .as_sockaddr_in()
+        .map(|a| SocketAddr::from((a.ip(), a.port())));
+    v4.or_else(|| {
+        address
+            .as_sockaddr_in6()
+            .map(|a| SocketAddr::from((a.ip(), a.port())))
+    })
 }
 
 /// Takes the next entry off a socket's error queue; entries that say nothing about the network

@@ -247,13 +247,21 @@ impl Host for KernelHost {
                 self.bind_outbound(&socket, any.ip())?;
             }
             DatagramRole::Outbound { .. } | DatagramRole::Loopback => socket.bind(&any.into())?,
-            DatagramRole::Published(addr) => socket.bind(&addr.into())?,
+            DatagramRole::Published(addr) => {
+                if ipv6 {
+                    socket.set_only_v6(true)?;
+                }
+                socket.bind(&addr.into())?;
+            }
             DatagramRole::Connected(addr) => {
                 self.bind_outbound(&socket, addr.ip())?;
                 socket.connect(&addr.into())?;
             }
         }
         let socket = KernelUdp::new(socket, ipv6)?;
+        if matches!(role, DatagramRole::Published(addr) if addr.ip().is_unspecified()) {
+            socket.note_addresses()?;
+        }
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
     }

@@ -166,6 +166,31 @@ pub trait UdpSocket {
     /// something to tell.
     fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
 
+    /// Receives one datagram of a published port: its length and sender, and the address that it came
+    /// to, where the socket has several and the answer must name it.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::recv_from`].
+    fn recv_asked(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+        self.recv_from(bytes)
+            .map(|(len, sender)| (len, sender, None))
+    }
+
+    /// [`UdpSocket::send_to`] from an address that a client had asked.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::send_to`].
+    fn send_from(
+        &mut self,
+        asked: Option<IpAddr>,
+        to: SocketAddr,
+        payload: &[u8],
+        segment: Option<NonZeroU16>,
+    ) -> io::Result<()> {
+        let _ = asked;
+        self.send_to(to, payload, segment)
+    }
+
     /// The next error that the network reported; the original payload is written to `bytes`.
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError>;
 }

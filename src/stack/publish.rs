@@ -299,7 +299,7 @@ impl<H: Host> Stack<H> {
             return Step::Empty;
         };
         let guest = rule.guest;
-        let (len, client) = match socket.recv_from(&mut self.scratch) {
+        let (len, client, asked) = match socket.recv_asked(&mut self.scratch) {
             Ok(received) => received,
             Err(error) => {
                 // An error that an answer to a client earned: it concerns nobody here.
@@ -311,6 +311,7 @@ impl<H: Host> Stack<H> {
         let peer = PublishedPeer {
             published: id,
             client,
+            asked,
         };
         let Some(seen) = self.note_peer(turn.now, guest, peer) else {
             self.counters.flows_refused += 1;
@@ -350,7 +351,9 @@ impl<H: Host> Stack<H> {
     ) -> Option<SocketAddr> {
         let deadline = PublishedPeer::deadline(now);
         let mut seen = mapping::seen_inside(&self.config, peer.client);
-        let other_port = self.secrets.fingerprint(&(peer.published, peer.client));
+        let other_port = self
+            .secrets
+            .fingerprint(&(peer.published, peer.client, peer.asked));
         for attempt in 0..PEER_ATTEMPTS {
             let key = FlowKey::Peer {
                 link: self.link.id,

@@ -111,11 +111,11 @@ impl<H: Host> Stack<H> {
         let Some(Flow::Peer(peer)) = self.table.get(token) else {
             return None;
         };
-        let (published, client) = (peer.published, peer.client);
-        let socket = self.published.udp(published)?;
+        let peer = *peer;
+        let socket = self.published.udp(peer.published)?;
         self.table
             .set_deadline(token, PublishedPeer::deadline(turn.now));
-        Some(socket.send_to(client, outgoing.payload, outgoing.segment))
+        Some(socket.send_from(peer.asked, peer.client, outgoing.payload, outgoing.segment))
     }
 
     fn send_to_host(
