@@ -135,27 +135,37 @@ enum Place {
 }
 
 fn namespaces() -> Result<Place, SetupError> {
-    if !has_low_ports() {
-        let (uid, gid) = (Uid::effective(), Gid::effective());
-        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).step(|| {
-            "sandbox: making a user namespace (see user.max_user_namespaces, or use --sandbox off)"
-                .into()
-        })?;
-        let write = |file: &str, text: &str| {
-            fs::write(Path::new("/proc/self").join(file), text)
-                .step(|| format!("sandbox: writing {file}"))
-        };
-        write("setgroups", "deny")?;
-        write("uid_map", &format!("{uid} {uid} 1"))?;
-        write("gid_map", &format!("{gid} {gid} 1"))?;
-        Ok(Place::Own)
-    } else if privileges::holds_mounts() {
-        unshare(CloneFlags::CLONE_NEWNS).step(|| "sandbox: making a mount namespace".into())?;
-        Ok(Place::OwnMounts)
-    } else {
+    let keeps_low_ports = has_low_ports();
+    if !keeps_low_ports {
+        match own_user_namespace() {
+            // Where there can be no more of them, the powers that an engine gave us will do.
+            Err(error) if privileges::holds_mounts() => {
+                tracing::debug!(%error, "no user namespace of our own");
+            }
+            done => return done.map(|()| Place::Own),
+        }
+    } else if !privileges::holds_mounts() {
         // A program file with just that capability: files are out of reach by the filter alone.
-        Ok(Place::Outside)
+        return Ok(Place::Outside);
     }
+    unshare(CloneFlags::CLONE_NEWNS).step(|| "sandbox: making a mount namespace".into())?;
+    Ok(Place::OwnMounts)
+}
+
+/// A user namespace with nobody but us, and a mount namespace that it owns.
+fn own_user_namespace() -> Result<(), SetupError> {
+    let (uid, gid) = (Uid::effective(), Gid::effective());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).step(|| {
+        "sandbox: making a user namespace (see user.max_user_namespaces, or use --sandbox off)"
+            .into()
+    })?;
+    let write = |file: &str, text: &str| {
+        fs::write(Path::new("/proc/self").join(file), text)
+            .step(|| format!("sandbox: writing {file}"))
+    };
+    write("setgroups", "deny")?;
+    write("uid_map", &format!("{uid} {uid} 1"))?;
+    write("gid_map", &format!("{gid} {gid} 1"))
 }
 
 /// Nothing to see: an empty, read-only root. The two directories are there because slirp4netns has
