@@ -6,7 +6,7 @@
 
 use std::env;
 use std::ffi::{CString, OsString};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,10 +21,12 @@ use tapgate::config::Dns;
 use tapgate::session;
 use tapgate::setup::guest::TapPlan;
 use tapgate::setup::{resolv_conf, run};
-use tapgate::sys::memory;
+use tapgate::sys::{memory, process};
 
 fn main() -> ExitCode {
     memory::map_large_allocations();
+    process::restore_sigchld();
+    process::show_own_proc();
     let mut args = env::args_os();
     let name = args.next().unwrap_or_default();
     let called_slirp4netns = Path::new(&name)
@@ -98,6 +100,7 @@ fn log_lines(verbose: u8, format: LogFormat) {
     };
     let lines = tracing_subscriber::fmt()
         .with_max_level(level)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
@@ -118,7 +121,7 @@ fn run_command(args: Run) -> Result<u8> {
         resolv_conf,
     };
     let api_socket = args.options.api_socket.as_deref();
-    session::command(config, &job, api_socket, args.options.sandbox)
+    session::command(config, &job, api_socket, args.options.sandbox.into())
 }
 
 /// The command's words, or the caller's shell.

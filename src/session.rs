@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::buf::{LinkId, TxCapabilities};
-use crate::cli::job::{Attachment, Edge};
+use crate::cli::job::{self, Attachment, Edge, Names};
 use crate::config::{Config, Dns};
 use crate::control::lifecycle::{Attached, Line, Running};
 use crate::control::signals::Signals;
@@ -30,10 +30,10 @@ use crate::link::Link;
 use crate::link::seqpacket::SeqpacketLink;
 use crate::link::tap::TapLink;
 use crate::net::Mac;
-use crate::setup::attach::Target;
+use crate::setup::attach::{Owner, Target};
 use crate::setup::broker::{Broker, Errands};
 use crate::setup::run::Job;
-use crate::setup::sandbox::{self, Sandbox, Visibility};
+use crate::setup::sandbox::{self, Sandbox};
 use crate::setup::{attach, socket_file};
 use crate::stack::{LinkInfo, Stack};
 use crate::sys::signals::SignalSource;
@@ -58,7 +58,7 @@ struct Plan {
     config: Arc<Config>,
     api: Option<OwnedFd>,
     sandbox: Sandbox,
-    visibility: Visibility,
+    names: Names,
 }
 
 fn runtime() -> Result<Runtime> {
@@ -98,9 +98,7 @@ fn listen(
         return Ok(None);
     };
     let socket = socket_file::listen(option, path, kind)?;
-    broker
-        .remove_at_end(path)
-        .context("speaking to the broker")?;
+    broker.remove_at_end(path).context(option.to_owned())?;
     Ok(Some(socket))
 }
 
@@ -113,7 +111,7 @@ fn tap_link(tap: OwnedFd) -> Result<(TapLink, LinkTraits)> {
     Ok((link, traits))
 }
 
-/// Everything that carries packets over a link, ready to run, and the process in its sandbox.
+/// Everything that carries packets over a link, ready to run.
 fn event_loop<L: Link>(
     plan: &Plan,
     (link, (capabilities, guest_mac)): (L, LinkTraits),
@@ -130,7 +128,7 @@ fn event_loop<L: Link>(
     let config = &plan.config;
     let mut host = KernelHost::new(config, resolver).context("opening the poller")?;
     host.check_outbound()
-        .with_context(|| outbound_step(config))?;
+        .with_context(|| outbound_step(plan.names.outbound, config))?;
     let info = LinkInfo {
         id: LinkId(0),
         capabilities,
@@ -149,19 +147,25 @@ fn event_loop<L: Link>(
             )
         })?;
     }
-    sandbox::enter(plan.sandbox, plan.visibility)?;
-    #[cfg(debug_assertions)]
-    crate::setup::escape::attempt();
     Ok(EventLoop::new(link, host, stack, commands))
 }
 
-fn outbound_step(config: &Config) -> String {
+fn outbound_step(option: &str, config: &Config) -> String {
     let all = [&config.outbound, &config.outbound6].into_iter().flatten();
-    let all: Vec<String> = all.map(ToString::to_string).collect();
+    let mut all: Vec<String> = all.map(ToString::to_string).collect();
+    all.dedup();
     format!(
-        "sending from {} (name an address or interface of this host)",
+        "{option} {} (name an address or interface of this host)",
         all.join(" or ")
     )
+}
+
+/// The last step before packets flow: from here on nothing can be opened.
+fn enter_sandbox(plan: &Plan) -> Result<()> {
+    sandbox::enter(plan.sandbox).context(plan.names.no_sandbox)?;
+    #[cfg(debug_assertions)]
+    crate::setup::escape::attempt();
+    Ok(())
 }
 
 /// Runs the loop until `over` is, and the API beside it.
@@ -185,6 +189,9 @@ fn serve<L: Link, T: Send + 'static>(
             let addresses = plan.config.plan;
             control.spawn(async move {
                 let served = api::serve(socket, commands, addresses).await;
+                if let Err(error) = &served {
+                    tracing::warn!(%error, "the API is not served");
+                }
                 served.map(|()| None)
             });
         }
@@ -215,19 +222,20 @@ pub fn command(
     sandbox: Sandbox,
 ) -> Result<u8> {
     // What the caller left open is for the command.
-    let inherited = fd::inherited();
+    let inherited = fd::inherited().context("looking at /proc/self/fd (is /proc mounted?)")?;
+    // From now on a signal waits until somebody can act on it.
+    let signals = SignalSource::new().context("watching signals")?;
     let errands = errands(&config, None, &inherited);
     let (mut broker, tap) = Broker::start_command(&errands, job)?;
-    fd::close_inherited(&inherited, &[]);
+    fd::close_inherited(&inherited);
     let plan = Plan {
         config: Arc::new(config),
         api: listen(Some(&broker), "--api-socket", api_socket, SockType::Stream)?,
         sandbox,
-        visibility: Visibility::Hidden,
+        names: job::TAPGATE,
     };
     broker.seal().context("speaking to the broker")?;
     let resolver = resolver(Some(&mut broker))?;
-    let signals = SignalSource::new().context("watching signals")?;
     let runtime = runtime()?;
     let _inside = runtime.enter();
     let (stop, commands) = mpsc::channel(COMMANDS);
@@ -236,9 +244,11 @@ pub fn command(
         line: Line::new(broker)?,
     };
     let event_loop = event_loop(&plan, tap_link(tap)?, resolver, commands)?;
+    enter_sandbox(&plan)?;
     running.line.begin().context("starting the command")?;
-    let status = serve(&runtime, event_loop, stop, plan, running.over())?;
-    status.context("the tap inside was taken away")
+    let ended = serve(&runtime, event_loop, stop, plan, running.over())?;
+    let (status, _line) = ended.context("the tap inside was taken away")?;
+    Ok(status)
 }
 
 /// Gives a network to something that exists, until that or the caller says that it is over.
@@ -247,43 +257,46 @@ pub fn command(
 /// The step that failed; nothing is left of it.
 pub fn attachment(mut job: Attachment) -> Result<u8> {
     let named = job.descriptors();
-    fd::close_inherited(&fd::inherited(), &named);
+    refuse_twice(&named)?;
+    fd::close_all_but(&named).context("closing what the caller left open")?;
     let ready_fd = adopt("--ready-fd", job.ready_fd)?;
-    let exit_fd = adopt("--exit-fd", job.exit_fd)?;
-    if job.ready_fd.is_some() && job.ready_fd == job.exit_fd {
-        anyhow::bail!("--ready-fd and --exit-fd name the same descriptor: pass two");
+    if let Some(descriptor) = &ready_fd
+        && !fd::is_writable(descriptor.as_fd())
+    {
+        anyhow::bail!("--ready-fd: not open for writing: pass the writing end of a pipe");
     }
+    let exit_fd = adopt("--exit-fd", job.exit_fd)?;
+    // From now on a signal waits until somebody can act on it.
+    let signals = SignalSource::new().context("watching signals")?;
     job.config.search = search_list();
-    let served = Served::open(&job.edge)?;
-    let mut named = named;
-    named.extend(served.tap.as_ref().map(AsRawFd::as_raw_fd));
-    let errands = errands(&job.config, served.path.as_deref(), &named);
+    let served = Served::open(&job)?;
+    let ours = [&ready_fd, &exit_fd, &served.tap];
+    let ours: Vec<RawFd> = ours.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
+    let errands = errands(&job.config, served.path.as_deref(), &ours);
     let sockets = job.api_socket.is_some() || served.socket.is_some();
     let mut broker = (sockets || !errands.are_none())
         .then(|| Broker::start(&errands))
         .transpose()?;
-    let frames = listen(
-        broker.as_ref(),
-        "--target-type=bess",
-        served.socket.as_deref(),
-        SockType::SeqPacket,
-    )?;
+    let path = |broker: &Option<Broker>, option, path: Option<&Path>, kind| {
+        listen(broker.as_ref(), option, path, kind)
+    };
+    let frames = served.socket.as_deref();
+    let frames = path(&broker, "--target-type=bess", frames, SockType::SeqPacket)?;
     let plan = Plan {
-        api: listen(
-            broker.as_ref(),
+        api: path(
+            &broker,
             "--api-socket",
             job.api_socket.as_deref(),
             SockType::Stream,
         )?,
         config: Arc::new(job.config),
         sandbox: job.sandbox,
-        visibility: job.visibility,
+        names: job.names,
     };
     let resolver = resolver(broker.as_mut())?;
     if let Some(broker) = &broker {
         broker.seal().context("speaking to the broker")?;
     }
-    let signals = SignalSource::new().context("watching signals")?;
     let runtime = runtime()?;
     let _inside = runtime.enter();
     let attached = Attached {
@@ -304,11 +317,20 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     }
 }
 
+/// Each descriptor is taken over once.
+fn refuse_twice(named: &[RawFd]) -> Result<()> {
+    let mut sorted = named.to_vec();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => anyhow::bail!("descriptor {} is named twice: pass different ones", pair[0]),
+        None => Ok(()),
+    }
+}
+
 fn adopt(option: &str, number: Option<RawFd>) -> Result<Option<OwnedFd>> {
     number
         .map(|number| {
-            fd::adopt(number)
-                .with_context(|| format!("{option} {number}: pass an open descriptor above 2"))
+            fd::adopt(number).with_context(|| format!("{option} {number}: pass an open descriptor"))
         })
         .transpose()
 }
@@ -325,9 +347,10 @@ struct Served {
 }
 
 impl Served {
-    fn open(edge: &Edge) -> Result<Self> {
+    fn open(job: &Attachment) -> Result<Self> {
         let mut served = Self::default();
-        match edge {
+        let names = job.names;
+        match &job.edge {
             Edge::Namespace {
                 target,
                 userns,
@@ -336,12 +359,16 @@ impl Served {
                 match target {
                     Target::Process(pid) => {
                         let pidfd = process::pidfd(*pid)
-                            .with_context(|| format!("TARGET {pid}: no such process"))?;
+                            .with_context(|| format!("{} {pid}: no such process", names.target))?;
                         served.process = Some(pidfd);
                     }
                     Target::Path(path) => served.path = Some(path.clone()),
                 }
-                served.tap = Some(attach::tap(target, userns.as_deref(), tap)?);
+                let owner = Owner {
+                    option: names.userns,
+                    path: userns.as_deref(),
+                };
+                served.tap = Some(attach::tap(target, owner, tap)?);
             }
             Edge::Tap(number) => {
                 let tap = adopt("FD", Some(*number))?;
@@ -376,8 +403,10 @@ fn serve_attached<L: Link>(
 ) -> Result<u8> {
     let (stop, commands) = mpsc::channel(COMMANDS);
     let event_loop = event_loop(&plan, link, resolver, commands)?;
+    enter_sandbox(&plan)?;
     ready.tell()?;
-    let reason = serve(runtime, event_loop, stop, plan, attached.over())?;
-    tracing::info!(reason = reason.unwrap_or("link gone"), "over");
+    let over = serve(runtime, event_loop, stop, plan, attached.over())?;
+    let reason = over.as_ref().map_or("link gone", |(reason, _)| reason);
+    tracing::info!(reason, "over");
     Ok(0)
 }

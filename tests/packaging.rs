@@ -39,6 +39,8 @@ fn installed_links_speak_slirp4netns_and_go_away_again() {
     let destination = tempfile::tempdir().unwrap();
     let root = destination.path();
     fs::create_dir_all(root.join("etc/apparmor.d")).unwrap();
+    // Twice: an update finds the links in place.
+    make("install", root);
     make("install", root);
     for link in [
         "usr/local/libexec/tapgate/slirp4netns",
@@ -58,7 +60,11 @@ fn installed_links_speak_slirp4netns_and_go_away_again() {
     let drop_in = fs::read_to_string(drop_in).unwrap();
     let path = "network_cmd_path = \"/usr/local/libexec/tapgate/slirp4netns\"";
     assert!(drop_in.contains(path), "{drop_in}");
-    assert!(root.join("etc/apparmor.d/tapgate").exists());
+    let profile = fs::read_to_string(root.join("etc/apparmor.d/tapgate")).unwrap();
+    assert!(
+        profile.contains("profile tapgate /usr/local/bin/tapgate "),
+        "{profile}"
+    );
     make("uninstall", root);
     assert_eq!(files(root), Vec::<PathBuf>::new());
 }

@@ -9,7 +9,28 @@ use std::path::PathBuf;
 use crate::config::Config;
 use crate::setup::attach::Target;
 use crate::setup::guest::TapPlan;
-use crate::setup::sandbox::{Sandbox, Visibility};
+use crate::setup::sandbox::Sandbox;
+
+/// How a dialect calls what errors have to name.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// What is served.
+    pub target: &'static str,
+    /// The option for the user namespace.
+    pub userns: &'static str,
+    /// The option for what outgoing connections are bound to.
+    pub outbound: &'static str,
+    /// What to do about a sandbox that can't be had.
+    pub no_sandbox: &'static str,
+}
+
+/// The names of our own command lines.
+pub const TAPGATE: Names = Names {
+    target: "TARGET",
+    userns: "--userns",
+    outbound: "--outbound",
+    no_sandbox: "sandbox (leave it out by --sandbox off)",
+};
 
 /// Where frames are exchanged.
 #[derive(Debug, Clone)]
@@ -44,8 +65,8 @@ pub struct Attachment {
     pub api_socket: Option<PathBuf>,
     /// How much is given up before the first packet.
     pub sandbox: Sandbox,
-    /// Who may look at the process.
-    pub visibility: Visibility,
+    /// How errors call things.
+    pub names: Names,
 }
 
 impl Attachment {

@@ -18,7 +18,6 @@ use clap::{Args, Parser, Subcommand};
 use crate::setup::attach::Target;
 use crate::setup::guest::TapPlan;
 use crate::setup::idmap::Mapping;
-use crate::setup::sandbox::Visibility;
 use job::{Attachment, Edge};
 use options::Options;
 
@@ -116,8 +115,8 @@ impl Attach {
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,
             api_socket: self.options.api_socket.clone(),
-            sandbox: self.options.sandbox,
-            visibility: Visibility::Hidden,
+            sandbox: self.options.sandbox.into(),
+            names: job::TAPGATE,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::config::{
     AddressPlan, Config, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MIN_MTU, Outbound,
 };
 use crate::net::Mac;
-use crate::setup::sandbox::Sandbox;
+use crate::setup::sandbox::Switch;
 use crate::sys::tap::MAX_NAME;
 
 /// How log lines look.
@@ -80,7 +80,7 @@ pub struct Options {
     pub api_socket: Option<PathBuf>,
     /// Give up files, powers and system calls before the first packet
     #[arg(long, value_enum, default_value_t, value_name = "on|off")]
-    pub sandbox: Sandbox,
+    pub sandbox: Switch,
     /// More log lines (repeatable)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,

@@ -14,13 +14,13 @@ use ipnet::Ipv4Net;
 use lexopt::{Arg, Parser};
 use nix::unistd::Pid;
 
-use super::job::{Attachment, Edge};
+use super::job::{Attachment, Edge, Names};
 use super::options::interface_name;
 use crate::config::{AddressPlan, Config, Dns, MAX_MTU, MIN_MTU, Outbound, PlanError};
 use crate::net::Mac;
 use crate::setup::attach::Target;
 use crate::setup::guest::TapPlan;
-use crate::setup::sandbox::{Sandbox, Visibility};
+use crate::setup::sandbox::{Demand, Sandbox, Visibility};
 
 /// What `--help` prints, and what follows an error.
 const HELP: &str = "\
@@ -47,6 +47,13 @@ User-mode networking for unprivileged network namespaces (by tapgate).
 -h, --help               show this help and exit
 -v, --version            show version and exit
 ";
+
+const NAMES: Names = Names {
+    target: "PID|PATH",
+    userns: "--userns-path",
+    outbound: "--outbound-addr",
+    no_sandbox: "sandbox",
+};
 
 /// The version that is spoken, for callers that compare it.
 const VERSION: &str = "1.3.2";
@@ -195,7 +202,8 @@ struct Said {
     netns_type: Option<OsString>,
     userns_path: Option<PathBuf>,
     api_socket: Option<PathBuf>,
-    insists: bool,
+    enable_sandbox: bool,
+    enable_seccomp: bool,
     outbound_addr: Option<OsString>,
     outbound_addr6: Option<OsString>,
     disable_dns: bool,
@@ -297,9 +305,10 @@ impl Said {
             Name::CreateSandbox => {
                 self.warnings
                     .push("--create-sandbox is deprecated, please use --enable-sandbox instead.");
-                self.insists = true;
+                self.enable_sandbox = true;
             }
-            Name::EnableSandbox | Name::EnableSeccomp => self.insists = true,
+            Name::EnableSandbox => self.enable_sandbox = true,
+            Name::EnableSeccomp => self.enable_seccomp = true,
             Name::OutboundAddr => self.outbound_addr = Some(value),
             Name::OutboundAddr6 => self.outbound_addr6 = Some(value),
             Name::DisableDns => self.disable_dns = true,
@@ -328,10 +337,17 @@ impl Said {
         } else {
             self.namespace_edge(&config)?
         };
-        let sandbox = if self.insists {
-            Sandbox::On
-        } else {
-            Sandbox::IfPossible
+        let demand = |asked| {
+            if asked {
+                Demand::Required
+            } else {
+                Demand::IfPossible
+            }
+        };
+        let sandbox = Sandbox {
+            confinement: demand(self.enable_sandbox),
+            filter: demand(self.enable_seccomp),
+            visibility: Visibility::SameUser,
         };
         Ok(Asked::Network {
             job: Box::new(Attachment {
@@ -341,7 +357,7 @@ impl Said {
                 exit_fd: self.exit_fd,
                 api_socket: self.api_socket.take(),
                 sandbox,
-                visibility: Visibility::SameUser,
+                names: NAMES,
             }),
             warnings: self.warnings,
         })

@@ -66,17 +66,19 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Waits for the end; says what it was.
+    /// Waits for the end; says what it was, and gives the broker back, for whom there is time once
+    /// packets have stopped.
     ///
     /// # Errors
     /// When a descriptor can't be watched.
-    pub async fn over(self) -> io::Result<&'static str> {
-        tokio::select! {
+    pub async fn over(self) -> io::Result<(&'static str, Option<Line>)> {
+        let reason = tokio::select! {
             ended = ended_by_signal(&self.signals) => ended.map(|()| "signal"),
             ended = process_ended(self.process) => ended.map(|()| "target gone"),
-            gone = namespace_gone(self.line.as_ref()) => gone.map(|()| "target gone"),
+            gone = namespace_gone(self.line.as_ref()) => gone,
             hung_up = hung_up(self.exit_fd) => hung_up.map(|()| "exit descriptor closed"),
-        }
+        };
+        Ok((reason?, self.line))
     }
 }
 
@@ -100,12 +102,17 @@ async fn process_ended(pidfd: Option<OwnedFd>) -> io::Result<()> {
     pidfd.readable().await.map(|mut guard| guard.retain_ready())
 }
 
-async fn namespace_gone(line: Option<&Line>) -> io::Result<()> {
+async fn namespace_gone(line: Option<&Line>) -> io::Result<&'static str> {
     if let Some(line) = line {
         match line.hear().await? {
-            Word::NamespaceGone | Word::Ended(_) => return Ok(()),
+            Word::NamespaceGone | Word::Ended(_) => return Ok("target gone"),
+            Word::Gone if line.broker.watches_namespace() => {
+                return Err(io::Error::other(
+                    "the broker, which watches the namespace, was killed",
+                ));
+            }
             Word::Gone => {
-                tracing::warn!("the broker is gone: changes of the resolvers go unnoticed");
+                tracing::warn!("the broker is gone: resolvers and socket files stay as they are");
             }
         }
     }
@@ -117,7 +124,14 @@ async fn hung_up(descriptor: Option<OwnedFd>) -> io::Result<()> {
     let Some(descriptor) = descriptor else {
         return std::future::pending().await;
     };
-    let descriptor = watch(descriptor)?;
+    let descriptor = match watch(descriptor) {
+        Ok(descriptor) => descriptor,
+        // A file or /dev/null (epoll_ctl(2)), which never hangs up.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return std::future::pending().await;
+        }
+        Err(error) => return Err(error),
+    };
     loop {
         let mut guard = descriptor.readable().await?;
         if guard.ready().is_read_closed() {
@@ -137,11 +151,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Passes signals on until the command has ended; gives its exit status as a shell would.
+    /// Passes signals on until the command has ended; gives its exit status as a shell would, and the
+    /// broker back.
     ///
     /// # Errors
     /// When the broker, and with it the command, was killed.
-    pub async fn over(self) -> io::Result<u8> {
+    pub async fn over(self) -> io::Result<(u8, Line)> {
         loop {
             tokio::select! {
                 arrived = self.signals.next() => {
@@ -152,7 +167,7 @@ impl Running {
                     }
                 }
                 word = self.line.hear() => match word? {
-                    Word::Ended(status) => return Ok(status),
+                    Word::Ended(status) => return Ok((status, self.line)),
                     Word::NamespaceGone => {}
                     Word::Gone => {
                         return Err(io::Error::other("the broker, which keeps the command, was killed"));

@@ -4,7 +4,7 @@
 //! comes out as a [`QueuedError`], ready to be passed on to the guest.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -84,6 +84,16 @@ fn asked_address(message: &ControlMessageOwned) -> Option<IpAddr> {
     }
 }
 
+/// Sends. An error that an earlier datagram earned is reported by the next call once; the error queue
+/// still has it, and this datagram deserves its own attempt.
+fn past_old_errors<T>(mut send: impl FnMut() -> io::Result<T>) -> io::Result<()> {
+    match send() {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+        Err(_) => send().map(drop),
+    }
+}
+
 /// Sends one datagram from one of the host's addresses.
 fn send_one(socket: &Socket, from: IpAddr, to: &SockaddrStorage, payload: &[u8]) -> io::Result<()> {
     let vector = [IoSlice::new(payload)];
@@ -138,20 +148,8 @@ impl UdpSocket for KernelUdp {
         segment: Option<NonZeroU16>,
     ) -> io::Result<()> {
         let to = to.into();
-        for datagram in datagrams(payload, segment) {
-            let sent = self.socket.send_to(datagram, &to);
-            // An error that an earlier datagram earned is reported by the next call once; the
-            // error queue still has it, and this datagram deserves its own attempt.
-            if sent
-                .as_ref()
-                .is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
-            {
-                self.socket.send_to(datagram, &to)?;
-            } else {
-                sent?;
-            }
-        }
-        Ok(())
+        datagrams(payload, segment)
+            .try_for_each(|datagram| past_old_errors(|| self.socket.send_to(datagram, &to)))
     }
 
     fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
@@ -180,9 +178,7 @@ impl UdpSocket for KernelUdp {
         };
         let to = SockaddrStorage::from(to);
         datagrams(payload, segment).try_for_each(|datagram| {
-            // As in `send_to`: an earlier datagram's error is reported once.
-            send_one(&self.socket, asked, &to, datagram)
-                .or_else(|_| send_one(&self.socket, asked, &to, datagram))
+            past_old_errors(|| send_one(&self.socket, asked, &to, datagram))
         })
     }
 
@@ -211,7 +207,7 @@ fn sender(address: Option<SockaddrStorage>) -> Option<SocketAddr> {
     v4.or_else(|| {
         address
             .as_sockaddr_in6()
-            .map(|a| SocketAddr::from((a.ip(), a.port())))
+            .map(|a| SocketAddrV6::new(a.ip(), a.port(), 0, a.scope_id()).into())
     })
 }
 

@@ -157,9 +157,16 @@ impl KernelHost {
     /// What binding reports: not an address of this host, no such interface.
     pub fn check_outbound(&self) -> io::Result<()> {
         for ipv6 in [false, true] {
-            if self.outbound(ipv6).is_some() {
-                let socket = nonblocking(family(ipv6), Type::DGRAM, None)?;
-                self.bind_outbound(&socket, unspecified(ipv6))?;
+            let Some(outbound) = self.outbound(ipv6) else {
+                continue;
+            };
+            match nonblocking(family(ipv6), Type::DGRAM, None) {
+                Ok(socket) => self.bind_outbound(&socket, unspecified(ipv6))?,
+                // An interface is for both families, of which this kernel has one.
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+                        && matches!(outbound, Outbound::Interface(_)) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())

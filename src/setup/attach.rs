@@ -44,12 +44,20 @@ impl Target {
     }
 }
 
+/// The user namespace that owns a target's network.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner<'a> {
+    /// The option that names it.
+    pub option: &'static str,
+    /// Its file; the kernel is asked where there is none.
+    pub path: Option<&'a Path>,
+}
+
 /// The namespaces of a target, opened.
 #[derive(Debug)]
-struct Namespaces {
+struct Namespaces<'a> {
     user: Option<OwnedFd>,
-    /// Where the user namespace was named.
-    user_path: Option<PathBuf>,
+    owner: Owner<'a>,
     network: OwnedFd,
 }
 
@@ -59,12 +67,15 @@ fn open(path: &Path) -> Result<OwnedFd, SetupError> {
         .step(|| format!("opening the namespace {}", path.display()))
 }
 
-impl Namespaces {
-    fn open(target: &Target, user: Option<&Path>) -> Result<Self, SetupError> {
+impl<'a> Namespaces<'a> {
+    fn open(target: &Target, owner: Owner<'a>) -> Result<Self, SetupError> {
         let network = open(&target.network())?;
-        let user_path = user.map(Path::to_path_buf);
-        let user = match user {
-            Some(path) => Some(open(path)?),
+        let user = match owner.path {
+            Some(path) => {
+                let opened =
+                    File::open(path).step(|| format!("{} {}", owner.option, path.display()));
+                Some(opened?.into())
+            }
             // The one that owns the network namespace is the one whose capabilities count there.
             None => match process::owning_user_namespace(network.as_fd()) {
                 Ok(owner) => Some(owner),
@@ -77,30 +88,40 @@ impl Namespaces {
         };
         Ok(Self {
             user,
-            user_path,
+            owner,
             network,
         })
     }
 
     fn enter(&self) -> Result<(), SetupError> {
-        if let Some(user) = &self.user {
-            if is_ours(user) {
-                return self.enter_network();
-            }
-            setns(user, CloneFlags::CLONE_NEWUSER).step(|| match &self.user_path {
-                Some(path) => format!(
-                    "--userns {}: entering it (is it a user namespace, and yours?)",
-                    path.display()
-                ),
-                None => "entering the user namespace that owns the target's (is it yours?)".into(),
-            })?;
+        let entered = match &self.user {
+            Some(user) if !is_ours(user) => self.enter_user(user),
+            Some(_) | None => Ok(()),
+        };
+        // Who has powers over the network already need not enter its owner.
+        match (entered, self.enter_network()) {
+            (_, Ok(())) => Ok(()),
+            (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(error),
         }
-        self.enter_network()
+    }
+
+    fn enter_user(&self, user: &OwnedFd) -> Result<(), SetupError> {
+        setns(user, CloneFlags::CLONE_NEWUSER).step(|| match self.owner.path {
+            Some(path) => format!(
+                "{} {}: entering it (is it a user namespace, and yours?)",
+                self.owner.option,
+                path.display()
+            ),
+            None => "entering the user namespace that owns the target's (is it yours?)".into(),
+        })
     }
 
     fn enter_network(&self) -> Result<(), SetupError> {
         setns(&self.network, CloneFlags::CLONE_NEWNET).step(|| {
-            "entering the network namespace (--userns names the user namespace that owns it)".into()
+            format!(
+                "entering the network namespace ({} names the user namespace that owns it)",
+                self.owner.option
+            )
         })
     }
 }
@@ -121,8 +142,8 @@ pub fn adopt_tap(tap: OwnedFd) -> Result<OwnedFd, SetupError> {
 ///
 /// # Errors
 /// The step that failed, in the child or here.
-pub fn tap(target: &Target, user: Option<&Path>, plan: &TapPlan) -> Result<OwnedFd, SetupError> {
-    let namespaces = Namespaces::open(target, user)?;
+pub fn tap(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<OwnedFd, SetupError> {
+    let namespaces = Namespaces::open(target, owner)?;
     let (ours, theirs) = UnixStream::pair().step(|| "making a socket pair".into())?;
     let Some(child) = process::fork().step(|| "starting a child".into())? else {
         drop(ours);

@@ -14,11 +14,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::run::{self, Job};
@@ -30,6 +32,9 @@ use crate::sys::{fd, privileges};
 
 /// How often a namespace's path is looked at, milliseconds: its end is to be noticed within a second.
 const LOOK: u16 = 400;
+
+/// How long it may take for what it is asked, and to clear up at the end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the broker is there for, beside what is asked of it later.
 #[derive(Debug)]
@@ -64,8 +69,10 @@ pub enum Word {
 /// Our end of the line to the broker.
 #[derive(Debug)]
 pub struct Broker {
+    pid: Pid,
     line: UnixStream,
     resolver: Option<UnixStream>,
+    watches_namespace: bool,
 }
 
 impl Broker {
@@ -75,12 +82,11 @@ impl Broker {
     /// When no process or descriptor is left.
     pub fn start(errands: &Errands<'_>) -> Result<Self, SetupError> {
         Self::fork(errands, |office| {
-            fd::close_inherited(errands.not_for_broker, &[]);
-            // Nothing of what it does for a namespace needs a power over anybody.
-            let _ = privileges::drop_capabilities();
-            let _ = prctl::set_no_new_privs();
+            fd::close_inherited(errands.not_for_broker);
+            protect();
             office.serve();
-        })
+        })?
+        .patient()
     }
 
     /// Starts a broker that makes the namespaces and the tap of `job` and keeps its command, which
@@ -101,13 +107,22 @@ impl Broker {
                 });
                 tap
             });
-            fd::close_inherited(errands.not_for_broker, &[]);
+            fd::close_inherited(errands.not_for_broker);
+            protect();
             if super::report_tap(&office.line, tap) {
                 office.serve();
             }
         })?;
         let tap = super::hear(&broker.line, message::TAP)?.ok_or(SetupError::ChildGone)?;
-        Ok((broker, tap))
+        Ok((broker.patient()?, tap))
+    }
+
+    /// From now on it is waited for only so long.
+    fn patient(self) -> Result<Self, SetupError> {
+        self.line
+            .set_read_timeout(Some(PATIENCE))
+            .step(|| "limiting the wait for the broker".into())?;
+        Ok(self)
     }
 
     fn fork(errands: &Errands<'_>, work: impl FnOnce(Office<'_>)) -> Result<Self, SetupError> {
@@ -121,13 +136,12 @@ impl Broker {
             None => (None, None),
         };
         let namespace = errands.namespace.map(Watched::new).transpose()?;
-        if process::fork()
-            .step(|| "starting the broker".into())?
-            .is_some()
-        {
+        if let Some(pid) = process::fork().step(|| "starting the broker".into())? {
             return Ok(Self {
+                pid,
                 line: ours,
                 resolver: asking,
+                watches_namespace: errands.namespace.is_some(),
             });
         }
         drop((ours, asking));
@@ -154,11 +168,19 @@ impl Broker {
     /// Has a socket's file removed at the end, if it is still the one that is there now.
     ///
     /// # Errors
-    /// When the broker is gone.
-    pub fn remove_at_end(&self, socket: &Path) -> io::Result<()> {
+    /// When the broker is gone or can't see the file.
+    pub fn remove_at_end(&self, socket: &Path) -> Result<(), SetupError> {
+        let path = std::path::absolute(socket).step(|| "finding the working directory".into())?;
         let mut bytes = vec![message::REMOVE];
-        bytes.extend(std::path::absolute(socket)?.as_os_str().as_bytes());
-        fd::send(&self.line, &bytes, None)
+        bytes.extend(path.as_os_str().as_bytes());
+        fd::send(&self.line, &bytes, None).step(|| "speaking to the broker".into())?;
+        super::hear(&self.line, message::REMOVE).map(drop)
+    }
+
+    /// It tells the end of the namespace, so nobody does when it is gone.
+    #[must_use]
+    pub const fn watches_namespace(&self) -> bool {
+        self.watches_namespace
     }
 
     /// From now on no file can be named to be removed: what is said later may not come from us.
@@ -192,7 +214,11 @@ impl Broker {
     /// `WouldBlock` when it has said nothing.
     pub fn try_hear(&self) -> io::Result<Word> {
         let mut bytes = Vec::new();
-        fd::try_receive(&self.line, &mut bytes)?;
+        match fd::try_receive(&self.line, &mut bytes) {
+            // It died with something unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => bytes.clear(),
+            heard => drop(heard?),
+        }
         match *bytes.as_slice() {
             [message::ENDED, status] => Ok(Word::Ended(status)),
             [message::NAMESPACE_GONE] => Ok(Word::NamespaceGone),
@@ -210,12 +236,31 @@ impl Broker {
 }
 
 impl Drop for Broker {
-    /// Ends the broker and waits until it has cleared up.
+    /// Ends the broker and waits until it has cleared up, but not for ever: it may be stuck.
     fn drop(&mut self) {
         let _ = self.line.shutdown(std::net::Shutdown::Write);
         let mut bytes = Vec::new();
-        while fd::receive(&self.line, &mut bytes).is_ok() && !bytes.is_empty() {}
+        let ended = loop {
+            match fd::receive(&self.line, &mut bytes) {
+                Ok(_) if bytes.is_empty() => break true,
+                Ok(_) => {}
+                Err(error) => break error.kind() == io::ErrorKind::ConnectionReset,
+            }
+        };
+        if ended {
+            let _ = waitpid(self.pid, None);
+        } else {
+            tracing::warn!(pid = %self.pid, "the broker does not end");
+        }
     }
+}
+
+/// A process without a sandbox that knows nothing worth to be had, but sees the host: nobody may get
+/// into it, and what it does needs no power but to reach files that we, perhaps root, could reach.
+fn protect() {
+    let _ = privileges::keep_files();
+    let _ = prctl::set_no_new_privs();
+    let _ = prctl::set_dumpable(false);
 }
 
 /// A path that stood for a namespace at the start.
@@ -239,8 +284,8 @@ fn identity_behind(path: &Path) -> io::Result<Identity> {
 
 impl<'a> Watched<'a> {
     fn new(path: &'a Path) -> Result<Self, SetupError> {
-        let first = identity_behind(path)
-            .step(|| format!("TARGET {}: opening the namespace", path.display()))?;
+        let first =
+            identity_behind(path).step(|| format!("opening the namespace {}", path.display()))?;
         Ok(Self {
             path,
             first,
@@ -345,8 +390,7 @@ impl Office<'_> {
             None => return Next::End,
             Some((&message::REMOVE, path)) if !self.sealed => {
                 let path = PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()));
-                self.remove
-                    .extend(identity(&path).ok().map(|identity| (path, identity)));
+                return self.note(path);
             }
             Some((&message::SEALED, _)) => self.sealed = true,
             Some((&message::GO, _)) => {
@@ -359,6 +403,22 @@ impl Office<'_> {
             Some(_) => {}
         }
         Next::Stay
+    }
+
+    /// Notes a file to be removed at the end, and answers.
+    fn note(&mut self, path: PathBuf) -> Next {
+        let mut answer = vec![message::REMOVE];
+        match identity(&path) {
+            Ok(identity) => self.remove.push((path, identity)),
+            Err(error) => {
+                answer = vec![message::ERROR];
+                answer.extend(format!("{} can't be seen: {error}", path.display()).bytes());
+            }
+        }
+        match fd::send(&self.line, &answer, None) {
+            Ok(()) => Next::Stay,
+            Err(_) => Next::End,
+        }
     }
 
     fn pass_on(&self, number: u8) {

@@ -10,8 +10,10 @@
 //!    guest's network namespace that only the child has;
 //! 4. the tap's descriptor comes back over a socket; a child that attached ends, one that runs a
 //!    command becomes its [`keeper`];
-//! 5. the [`broker`] is left outside, while it is still possible to start a process there;
-//! 6. the [`sandbox`] takes the rest away, once everything is open that will be needed.
+//! 5. the [`sandbox`] takes the rest away, once everything is open that will be needed.
+//!
+//! The [`broker`] is left outside: started after the tap for a namespace that exists, and before
+//! everything for a command, whose keeper is its child.
 
 pub mod attach;
 pub mod broker;
@@ -58,12 +60,12 @@ fn is_ours(user: &OwnedFd) -> bool {
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// A step of the parent failed.
-    #[error("{step}: {source}")]
+    #[error("{step}: {reason}")]
     Step {
         /// What was tried.
         step: String,
         /// Why it failed.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A step of the child failed; it said this.
     #[error("{0}")]
@@ -83,7 +85,7 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     fn step(self, what: impl FnOnce() -> String) -> Result<T, SetupError> {
         self.map_err(|error| SetupError::Step {
             step: what(),
-            source: error.into(),
+            reason: error.into(),
         })
     }
 }

@@ -21,17 +21,70 @@ use nix::unistd::{Gid, Pid, Uid, chdir, getppid, pivot_root};
 use super::{SetupError, Step, is_ours, scratch_directory, system_calls};
 use crate::sys::{privileges, process};
 
-/// How much of the sandbox there is to be.
+/// Whether there is to be a sandbox, on our own command lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Sandbox {
+pub enum Switch {
     /// All of it, or nothing runs.
     #[default]
     On,
     /// None of it.
     Off,
+}
+
+/// How much the caller insists on a part of the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// Without it nothing runs.
+    Required,
     /// As much as the system allows.
-    #[value(skip)]
     IfPossible,
+    /// Not wanted.
+    Off,
+}
+
+/// How much of the sandbox there is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sandbox {
+    /// An empty root, no capabilities, and what goes with them.
+    pub confinement: Demand,
+    /// The filter of system calls.
+    pub filter: Demand,
+    /// Who may look at the process.
+    pub visibility: Visibility,
+}
+
+impl From<Switch> for Sandbox {
+    fn from(switch: Switch) -> Self {
+        let demand = match switch {
+            Switch::On => Demand::Required,
+            Switch::Off => Demand::Off,
+        };
+        Self {
+            confinement: demand,
+            filter: demand,
+            visibility: Visibility::Hidden,
+        }
+    }
+}
+
+impl Demand {
+    /// Goes through a stage of this part.
+    fn stage(
+        self,
+        name: &'static str,
+        work: impl FnOnce() -> Result<(), SetupError>,
+    ) -> Result<(), SetupError> {
+        if self == Self::Off {
+            return Ok(());
+        }
+        match work() {
+            Err(error) if self == Self::IfPossible => {
+                tracing::warn!(stage = name, %error, "the sandbox lacks a stage");
+                Ok(())
+            }
+            done => done,
+        }
+    }
 }
 
 /// Who may look at this process.
@@ -70,49 +123,48 @@ impl Parent {
 /// Enters the sandbox.
 ///
 /// # Errors
-/// The stage that failed. With [`Sandbox::IfPossible`] a stage that fails is passed over.
-pub fn enter(wanted: Sandbox, visibility: Visibility) -> Result<(), SetupError> {
-    if wanted == Sandbox::Off {
-        return Ok(());
-    }
+/// The stage that failed, where it was required.
+pub fn enter(sandbox: Sandbox) -> Result<(), SetupError> {
     let parent = Parent::now();
-    let try_stage = |name: &'static str, done: Result<(), SetupError>| match done {
-        Err(error) if wanted == Sandbox::IfPossible => {
-            tracing::info!(stage = name, %error, "sandbox without this stage");
-            Ok(())
-        }
-        other => other,
-    };
-    // First, because mounting and changing root need capabilities, which an unprivileged process
-    // has only in a user namespace of its own.
-    let mut place = Place::Outside;
-    let placed = namespaces().and_then(|found| {
-        place = found;
-        if place == Place::Outside {
-            Ok(())
-        } else {
-            empty_root()
-        }
-    });
-    try_stage("root", placed)?;
+    let confinement = sandbox.confinement;
+    // First, because no namespace makes root of the system anybody else.
+    confinement.stage("user", leave_root)?;
+    // Mounting and changing root need capabilities, which an unprivileged process has only in a user
+    // namespace of its own.
+    confinement.stage("root", || namespaces().and_then(|()| empty_root()))?;
     // After the mounts, which needed them.
-    try_stage("capabilities", capabilities(place))?;
+    confinement.stage("capabilities", || {
+        privileges::keep_low_ports().step(|| "giving up capabilities".into())
+    })?;
     parent.keep()?;
     // What follows must hold across exec, and Landlock and seccomp want it from the unprivileged.
-    try_stage(
-        "no_new_privs",
-        prctl::set_no_new_privs().step(|| "giving up new privileges".into()),
-    )?;
+    confinement.stage("no_new_privs", || {
+        prctl::set_no_new_privs().step(|| "giving up new privileges".into())
+    })?;
     // After the change of user, which resets it.
-    try_stage("dumps", hide(visibility))?;
+    confinement.stage("dumps", || hide(sandbox.visibility))?;
     // A second wall for files, and one for signals and abstract sockets.
-    try_stage("landlock", landlock())?;
-    // Last: the filter has no call that any stage above needs.
+    confinement.stage("landlock", landlock)?;
     #[cfg(debug_assertions)]
     if super::escape::is_unfiltered() {
         return Ok(());
     }
-    try_stage("seccomp", system_calls::restrict())
+    // Last: the filter has no call that any stage above needs.
+    sandbox.filter.stage("seccomp", system_calls::restrict)
+}
+
+/// Root of the system becomes nobody, where there is anybody else to become.
+fn leave_root() -> Result<(), SetupError> {
+    if !privileges::is_real_root() {
+        return Ok(());
+    }
+    match privileges::become_nobody() {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL)) => {
+            tracing::debug!(%error, "nobody does not exist in this user namespace");
+            Ok(())
+        }
+        done => done.step(|| "becoming nobody".into()),
+    }
 }
 
 /// Whether a privileged port could be opened here: the network belongs to our own user namespace. A
@@ -123,45 +175,34 @@ fn has_low_ports() -> bool {
     privileges::holds_low_ports() && owner.is_ok_and(|owner| is_ours(&owner))
 }
 
-/// Where this process lives now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In a user and a mount namespace of its own, where there is no other user.
-    Own,
-    /// In a mount namespace of its own.
-    OwnMounts,
-    /// Where it was.
-    Outside,
-}
-
-fn namespaces() -> Result<Place, SetupError> {
-    let keeps_low_ports = has_low_ports();
-    if !keeps_low_ports {
+/// A mount namespace of our own, and a user namespace, unless that would cost privileged ports.
+fn namespaces() -> Result<(), SetupError> {
+    let may_mount = privileges::holds_mounts();
+    let low_ports = has_low_ports();
+    if !(low_ports && may_mount) {
         match own_user_namespace() {
             // Where there can be no more of them, the powers that an engine gave us will do.
-            Err(error) if privileges::holds_mounts() => {
+            Err(error) if may_mount => {
                 tracing::debug!(%error, "no user namespace of our own");
             }
-            done => return done.map(|()| Place::Own),
+            done => {
+                if low_ports {
+                    tracing::warn!("privileged ports can be published at the start only");
+                }
+                return done;
+            }
         }
-    } else if !privileges::holds_mounts() {
-        // A program file with just that capability: files are out of reach by the filter alone.
-        return Ok(Place::Outside);
     }
-    unshare(CloneFlags::CLONE_NEWNS).step(|| "sandbox: making a mount namespace".into())?;
-    Ok(Place::OwnMounts)
+    unshare(CloneFlags::CLONE_NEWNS).step(|| "making a mount namespace".into())
 }
 
 /// A user namespace with nobody but us, and a mount namespace that it owns.
 fn own_user_namespace() -> Result<(), SetupError> {
     let (uid, gid) = (Uid::effective(), Gid::effective());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).step(|| {
-        "sandbox: making a user namespace (see user.max_user_namespaces, or use --sandbox off)"
-            .into()
-    })?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+        .step(|| "making a user namespace (see user.max_user_namespaces)".into())?;
     let write = |file: &str, text: &str| {
-        fs::write(Path::new("/proc/self").join(file), text)
-            .step(|| format!("sandbox: writing {file}"))
+        fs::write(Path::new("/proc/self").join(file), text).step(|| format!("writing {file}"))
     };
     write("setgroups", "deny")?;
     write("uid_map", &format!("{uid} {uid} 1"))?;
@@ -173,41 +214,27 @@ fn own_user_namespace() -> Result<(), SetupError> {
 fn empty_root() -> Result<(), SetupError> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .step(|| "sandbox: making mounts private".into())?;
+        .step(|| "making mounts private".into())?;
     let root = scratch_directory()?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let options = Some("size=64k,nr_inodes=8,mode=555");
     mount(Some("tapgate"), root, Some("tmpfs"), flags, options)
-        .step(|| format!("sandbox: mounting a tmpfs on {}", root.display()))?;
-    chdir(root).step(|| "sandbox: entering the new root".into())?;
+        .step(|| format!("mounting a tmpfs on {}", root.display()))?;
+    chdir(root).step(|| "entering the new root".into())?;
     for name in ["etc", "run"] {
-        fs::create_dir(name).step(|| format!("sandbox: making {name}"))?;
+        fs::create_dir(name).step(|| format!("making {name}"))?;
     }
     // pivot_root(2): with both the same, the old root lies on top of the new one and comes off.
-    pivot_root(".", ".").step(|| "sandbox: changing root (or use --sandbox off)".into())?;
-    umount2(".", MntFlags::MNT_DETACH).step(|| "sandbox: letting go of the old root".into())?;
-    chdir("/").step(|| "sandbox: entering the new root".into())?;
+    pivot_root(".", ".").step(|| "changing root".into())?;
+    umount2(".", MntFlags::MNT_DETACH).step(|| "letting go of the old root".into())?;
+    chdir("/").step(|| "entering the new root".into())?;
     let flags = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    mount(none, "/", none, flags, none).step(|| "sandbox: making the root read-only".into())
-}
-
-/// No powers left; root becomes nobody, where there is anybody else to become.
-fn capabilities(place: Place) -> Result<(), SetupError> {
-    if place != Place::Own && Uid::effective().is_root() {
-        match privileges::become_nobody() {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) => {
-                tracing::debug!(%error, "nobody does not exist in this user namespace");
-            }
-            done => done.step(|| "sandbox: becoming nobody".into())?,
-        }
-    }
-    privileges::keep_low_ports().step(|| "sandbox: giving up capabilities".into())
+    mount(none, "/", none, flags, none).step(|| "making the root read-only".into())
 }
 
 fn hide(visibility: Visibility) -> Result<(), SetupError> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).step(|| "sandbox: forbidding core dumps".into())?;
-    prctl::set_dumpable(visibility == Visibility::SameUser)
-        .step(|| "sandbox: forbidding dumps".into())
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).step(|| "forbidding core dumps".into())?;
+    prctl::set_dumpable(visibility == Visibility::SameUser).step(|| "forbidding dumps".into())
 }
 
 /// No file may be opened, no process outside be signalled (Landlock, kernel
@@ -225,6 +252,6 @@ fn landlock() -> Result<(), SetupError> {
             Ok(())
         }
         Ok(_) => Ok(()),
-        Err(error) => Err(io::Error::other(error)).step(|| "sandbox: Landlock".into()),
+        Err(error) => Err(io::Error::other(error)).step(|| "Landlock".into()),
     }
 }

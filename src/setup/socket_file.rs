@@ -14,6 +14,7 @@ use nix::sys::socket::{
 };
 
 use super::{SetupError, Step};
+use crate::sys::memory;
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -40,22 +41,23 @@ fn open(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
         .open(parent.unwrap_or(Path::new(".")))?;
     // By the directory's descriptor, since an address holds only 107 bytes (unix(7)).
     let directory = format!("/proc/self/fd/{}", directory.as_raw_fd());
-    let aside = format!("{directory}/.tapgate-{}.sock", std::process::id());
-    let opened = open_aside(Path::new(&aside), path, kind);
-    if opened.is_err() {
-        let _ = fs::remove_file(&aside);
-    }
-    opened
-}
-
-fn open_aside(aside: &Path, path: &Path, kind: SockType) -> io::Result<OwnedFd> {
+    // A name that nobody else has, also from another process namespace.
+    let aside = format!("{directory}/.tapgate-{:x}.sock", memory::entropy()?[0]);
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, kind, flags, None)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(aside)?)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(Path::new(&aside))?)?;
+    let shown = show(&socket, Path::new(&aside), path);
+    if shown.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    shown.map(|()| socket)
+}
+
+/// Makes a bound socket work, then gives it its name.
+fn show(socket: &OwnedFd, aside: &Path, path: &Path) -> io::Result<()> {
     fs::set_permissions(aside, fs::Permissions::from_mode(0o600))?;
-    listen_at(&socket, Backlog::new(BACKLOG)?)?;
-    fs::rename(aside, path)?;
-    Ok(socket)
+    listen_at(socket, Backlog::new(BACKLOG)?)?;
+    fs::rename(aside, path)
 }
 
 #[cfg(test)]

@@ -20,19 +20,21 @@ pub struct Call {
     /// Its name, as the manual has it.
     pub name: &'static str,
     number: i64,
-    /// With which arguments; any where this is empty.
-    only: &'static [Only],
+    /// With which arguments: all of one of these; any where this is empty.
+    only: &'static [&'static [Only]],
     /// What it is needed for.
     pub reason: &'static str,
     /// Made on every machine, in every build.
     pub everywhere: bool,
 }
 
-/// One allowed value of one argument, by its index.
+/// What one argument, by its index, must be.
 #[derive(Debug, Clone, Copy)]
 enum Only {
     /// Equal to this.
     Is(u8, i32),
+    /// Of a socket's kind (socket(2)), whatever its flags.
+    Kind(u8, i32),
     /// None of these bits set.
     Without(u8, i32),
 }
@@ -50,7 +52,7 @@ const fn any(name: &'static str, number: i64, reason: &'static str) -> Call {
 const fn only(
     name: &'static str,
     number: i64,
-    only: &'static [Only],
+    only: &'static [&'static [Only]],
     reason: &'static str,
 ) -> Call {
     Call {
@@ -70,15 +72,33 @@ const fn sometimes(name: &'static str, number: i64, reason: &'static str) -> Cal
     }
 }
 
-/// The address families of sockets that are opened once packets flow.
-const INTERNET: &[Only] = &[Only::Is(0, libc::AF_INET), Only::Is(0, libc::AF_INET6)];
+/// A socket of one family, kind and protocol.
+macro_rules! socket {
+    ($family:ident, $kind:ident, $protocol:expr) => {
+        &[
+            Only::Is(0, libc::$family),
+            Only::Kind(1, libc::$kind),
+            Only::Is(2, $protocol),
+        ]
+    };
+}
+
+/// The sockets that are opened once packets flow: TCP, UDP, ping.
+const INTERNET: &[&[Only]] = &[
+    socket!(AF_INET, SOCK_STREAM, 0),
+    socket!(AF_INET, SOCK_DGRAM, 0),
+    socket!(AF_INET, SOCK_DGRAM, libc::IPPROTO_ICMP),
+    socket!(AF_INET6, SOCK_STREAM, 0),
+    socket!(AF_INET6, SOCK_DGRAM, 0),
+    socket!(AF_INET6, SOCK_DGRAM, libc::IPPROTO_ICMPV6),
+];
 /// No memory becomes a program.
-const NOT_EXECUTABLE: &[Only] = &[Only::Without(2, libc::PROT_EXEC)];
+const NOT_EXECUTABLE: &[&[Only]] = &[&[Only::Without(2, libc::PROT_EXEC)]];
 /// A descriptor's flags are asked for, and a socket's blocking mode set, nothing else.
-const FLAGS: &[Only] = &[
-    Only::Is(1, libc::F_GETFD),
-    Only::Is(1, libc::F_GETFL),
-    Only::Is(1, libc::F_SETFL),
+const FLAGS: &[&[Only]] = &[
+    &[Only::Is(1, libc::F_GETFD)],
+    &[Only::Is(1, libc::F_GETFL)],
+    &[Only::Is(1, libc::F_SETFL)],
 ];
 
 /// Everything that may be called once packets flow.
@@ -169,23 +189,31 @@ pub const CALLS: &[Call] = &[
         "the standard library tidies up at the end",
     ),
     any("futex", libc::SYS_futex, "locks of the runtime and the log"),
+    any("wait4", libc::SYS_wait4, "the broker ends first"),
     any("exit_group", libc::SYS_exit_group, "the end"),
 ];
 
-fn rule(only: Only) -> Result<SeccompRule, seccompiler::BackendError> {
+fn condition(only: Only) -> Result<SeccompCondition, seccompiler::BackendError> {
+    /// The bits of a socket's kind that are not flags (`SOCK_TYPE_MASK` of linux/net.h).
+    const KIND: u64 = 0xf;
     let wide = |value: i32| u64::from(value.unsigned_abs());
     let (index, operation, value) = match only {
         Only::Is(index, value) => (index, SeccompCmpOp::Eq, wide(value)),
+        Only::Kind(index, value) => (index, SeccompCmpOp::MaskedEq(KIND), wide(value)),
         Only::Without(index, bits) => (index, SeccompCmpOp::MaskedEq(wide(bits)), 0),
     };
-    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operation, value)?;
-    SeccompRule::new(vec![condition])
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, operation, value)
+}
+
+fn rule(all: &[Only]) -> Result<SeccompRule, seccompiler::BackendError> {
+    let conditions = all.iter().map(|only| condition(*only));
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
 fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules = BTreeMap::new();
     for call in CALLS {
-        let conditions = call.only.iter().map(|only| rule(*only));
+        let conditions = call.only.iter().map(|all| rule(all));
         rules.insert(call.number, conditions.collect::<Result<_, _>>()?);
     }
     let architecture = std::env::consts::ARCH.try_into()?;
@@ -205,10 +233,10 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
 pub(super) fn restrict() -> Result<(), SetupError> {
     let program = program()
         .map_err(io::Error::other)
-        .step(|| "sandbox: making the filter of system calls".into())?;
+        .step(|| "making the filter of system calls".into())?;
     seccompiler::apply_filter(&program)
         .map_err(io::Error::other)
-        .step(|| "sandbox: filtering system calls".into())
+        .step(|| "filtering system calls".into())
 }
 
 #[cfg(test)]

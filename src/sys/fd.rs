@@ -3,60 +3,119 @@
 //! Comes in: a number, or a Unix socket (unix(7), `SCM_RIGHTS`). Goes out: owned descriptors.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, accept4,
     recvmsg, sendmsg, socketpair,
 };
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 /// Longest message that [`receive`] takes whole, bytes.
 pub const MAX_MESSAGE: usize = 8 * 1024;
 
 /// Takes over a descriptor that the caller of this program opened and named on the command line.
-/// It is closed on exec from now on.
+/// It is closed on exec from now on. A standard stream is handed over as a copy; in its place is
+/// `/dev/null`, so that its other end sees when the copy is closed.
 ///
 /// # Errors
-/// When the number is no open descriptor, or is one of the standard streams.
+/// When the number is no open descriptor.
 pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
-    if number <= 2 {
-        return Err(io::ErrorKind::InvalidInput.into());
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: borrowed for the one call below, which fails with EBADF if it is not open.
-    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    // SAFETY: borrowed for the calls below, which fail with EBADF if it is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    if number <= 2 {
+        let copy = borrowed.try_clone_to_owned()?;
+        let null = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
+        match number {
+            0 => dup2_stdin(null)?,
+            1 => dup2_stdout(null)?,
+            _ => dup2_stderr(null)?,
+        }
+        return Ok(copy);
+    }
     fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: the descriptor is open, and whoever passed its number handed it over to us: nothing
     // in this program opened it, so nothing else here owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Closes every descriptor that the caller of this program left open, but for the standard streams and
+/// those that the command line names. To be called before this program opens any.
+///
+/// # Errors
+/// On kernels before 5.9 that have no `/proc` mounted.
+pub fn close_all_but(named: &[RawFd]) -> io::Result<()> {
+    let mut named: Vec<u32> = named
+        .iter()
+        .filter_map(|number| u32::try_from(*number).ok())
+        .collect();
+    named.sort_unstable();
+    let mut first = 3;
+    for number in named.into_iter().filter(|number| *number > 2) {
+        if number > first {
+            close_range(first, number - 1)?;
+        }
+        first = number + 1;
+    }
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: three integers; nothing in this program owns a descriptor yet, by the contract of the
+    // only caller, so none is closed under somebody's hands.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if done == 0 {
+        return Ok(());
+    }
+    let within = |number: &RawFd| {
+        u32::try_from(*number).is_ok_and(|number| (first..=last).contains(&number))
+    };
+    let open: Vec<RawFd> = inherited()?.into_iter().filter(within).collect();
+    close_inherited(&open);
+    Ok(())
+}
+
 /// The descriptors beside the standard streams that were open before this program opened any. To be
 /// asked first of all.
-#[must_use]
-pub fn inherited() -> Vec<RawFd> {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
-        return Vec::new();
-    };
+///
+/// # Errors
+/// When no `/proc` is mounted.
+pub fn inherited() -> io::Result<Vec<RawFd>> {
+    let entries = std::fs::read_dir("/proc/self/fd")?;
     let numbers = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut numbers: Vec<RawFd> = numbers.filter(|number| *number > 2).collect();
     // The one that reads the directory is among them, and closed by now.
     numbers.retain(|number| is_open(*number));
-    numbers
+    Ok(numbers)
 }
 
 fn is_open(number: RawFd) -> bool {
     // SAFETY: borrowed for the one call below, which fails with EBADF if it is not open.
-    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl(borrowed, FcntlArg::F_GETFD).is_ok()
 }
 
-/// Closes what [`inherited`] told of, but for what the command line names.
-pub fn close_inherited(inherited: &[RawFd], named: &[RawFd]) {
-    for number in inherited.iter().filter(|number| !named.contains(number)) {
+/// Whether something can be written to a descriptor.
+#[must_use]
+pub fn is_writable(descriptor: BorrowedFd<'_>) -> bool {
+    fcntl(descriptor, FcntlArg::F_GETFL)
+        .map(OFlag::from_bits_retain)
+        .is_ok_and(|flags| flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)
+}
+
+/// Closes what [`inherited`] told of.
+pub fn close_inherited(numbers: &[RawFd]) {
+    for number in numbers {
         drop(adopt(*number));
     }
 }

@@ -31,12 +31,13 @@ pub fn holds_mounts() -> bool {
     holds(CapabilitySet::SYS_ADMIN)
 }
 
-/// Gives up every capability.
+/// Gives up every capability but those over files, where they are held.
 ///
 /// # Errors
 /// What capset(2) reports.
-pub fn drop_capabilities() -> io::Result<()> {
-    keep(CapabilitySet::empty())
+pub fn keep_files() -> io::Result<()> {
+    let files = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    keep(files & capabilities(None)?.permitted)
 }
 
 /// Gives up every capability but that for privileged ports, where it is held.
@@ -62,7 +63,22 @@ fn keep(kept: CapabilitySet) -> io::Result<()> {
     Ok(set_capabilities(None, sets)?)
 }
 
-/// Becomes nobody, but holds on to capabilities until [`keep_low_ports`].
+/// Root of the system, not just called so in a user namespace (user_namespaces(7)).
+#[must_use]
+pub fn is_real_root() -> bool {
+    let maps = std::fs::read_to_string("/proc/self/uid_map");
+    // Who can't be told is taken for the worse.
+    let outside = maps.map_or(Some("0".to_owned()), |maps| {
+        maps.lines().find_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            (words.next() == Some("0")).then(|| words.next().unwrap_or("0").to_owned())
+        })
+    });
+    Uid::effective().is_root() && outside.as_deref() == Some("0")
+}
+
+/// Becomes nobody, but holds on to capabilities until [`keep_low_ports`], and to its own entry in
+/// `/proc`, which a change of user gives to root.
 ///
 /// # Errors
 /// What setresuid(2) reports.
@@ -72,5 +88,9 @@ pub fn become_nobody() -> io::Result<()> {
     setgroups(&[])?;
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
-    Ok(())
+    prctl::set_keepcaps(false)?;
+    prctl::set_dumpable(true)?;
+    let mut sets = capabilities(None)?;
+    sets.effective = sets.permitted;
+    Ok(set_capabilities(None, sets)?)
 }

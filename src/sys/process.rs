@@ -76,6 +76,20 @@ pub fn restore_sigpipe() {
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
+/// Gives `SIGCHLD` back its default action, which a caller may have taken away: children whose end is
+/// ignored are never heard of.
+pub fn restore_sigchld() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: as above.
+    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+}
+
+/// Lets this process write its own entry in `/proc`, which belongs to root when exec raised its powers
+/// (prctl(2), `PR_SET_DUMPABLE`); identity maps are written there. The sandbox takes this back.
+pub fn show_own_proc() {
+    let _ = nix::sys::prctl::set_dumpable(true);
+}
+
 /// Reaps what has ended; the exit status of `child`, as a shell would report it, once it has.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ pub(crate) mod dns;
 pub(crate) mod guest;
 pub(crate) mod process;
 pub(crate) mod serve;
+pub(crate) mod slirp4netns;
 pub(crate) mod sockets;
 pub(crate) mod sys;
 pub(crate) mod terminal;

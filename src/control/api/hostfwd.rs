@@ -34,11 +34,6 @@ impl Refused {
         Self(text.into())
     }
 
-    /// The client sent more than [`MAX_REQUEST`] bytes.
-    pub(super) fn too_large() -> Self {
-        Self::new("too large message")
-    }
-
     /// Publishing failed, for the system's reason.
     pub(super) fn add_failed(error: &io::Error) -> Self {
         let reason = error.to_string();
@@ -65,11 +60,14 @@ pub enum Parsed {
 /// Reads the first JSON value; what follows it is not looked at.
 #[must_use]
 pub fn parse(bytes: &[u8], plan: &AddressPlan) -> Parsed {
+    if bytes.len() > MAX_REQUEST {
+        return Parsed::Whole(Err(Refused::new("too large message")));
+    }
     let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Value>();
     match values.next() {
         None => Parsed::Partial,
         Some(Ok(value)) => Parsed::Whole(request(&value, plan)),
-        Some(Err(error)) if error.is_eof() && bytes.len() <= MAX_REQUEST => Parsed::Partial,
+        Some(Err(error)) if error.is_eof() => Parsed::Partial,
         Some(Err(_)) => Parsed::Whole(Err(not_json())),
     }
 }
@@ -134,11 +132,15 @@ fn add(arguments: &Map<String, Value>, plan: &AddressPlan) -> Result<Publish, Re
         IpAddr::V4(Ipv4Addr::UNSPECIFIED)
     };
     let host = address("host_addr", any)?;
-    if ipv6 && host.is_ipv4() {
+    let mapped = matches!(host, IpAddr::V6(host) if host.to_ipv4_mapped().is_some());
+    if mapped || ipv6 && host.is_ipv4() {
         return Err(bad("host_addr"));
     }
     let host = SocketAddr::new(host, port("host_port")?);
-    let guest = address("guest_addr", plan.guest().into())?;
+    let guest = match address("guest_addr", plan.guest().into())? {
+        any if any.is_unspecified() => plan.guest().into(),
+        guest => guest,
+    };
     if !plan.is_guest_side(guest) {
         let subnet = plan.subnet();
         return Err(Refused(format!(
@@ -222,6 +224,7 @@ mod tests {
         };
         for arguments in [
             r#"{"proto":"tcp","host_port":8080,"guest_port":80}"#,
+            r#"{"proto":"tcp","host_port":8080,"guest_addr":"0.0.0.0","guest_port":80}"#,
             r#"{"proto":"tcp","host_addr":"","host_port":8080.0,"guest_addr":"","guest_port":80}"#,
             r#"{"proto":"tcp","host_addr":"0.0.0.0","host_port":8080,"guest_addr":"10.0.2.100","guest_port":80}"#,
         ] {
@@ -273,6 +276,10 @@ mod tests {
                 r#"{"proto":"tcp6","host_addr":"127.0.0.1","host_port":1,"guest_port":1}"#,
                 "host_addr",
             ),
+            (
+                r#"{"proto":"tcp","host_addr":"::ffff:127.0.0.1"}"#,
+                "host_addr",
+            ),
             (r#"{"proto":"tcp"}"#, "host_port"),
             (r#"{"proto":"tcp","host_port":"80"}"#, "host_port"),
             (r#"{"proto":"tcp","host_port":0}"#, "host_port"),
@@ -304,8 +311,13 @@ mod tests {
     fn answers_are_byte_for_byte_those_of_slirp4netns() {
         assert_eq!(added(1), r#"{"return":{"id":1}}"#);
         assert_eq!(removed(), r#"{"return":{}}"#);
+        let Parsed::Whole(Err(too_large)) =
+            parse(&[b' '; MAX_REQUEST + 1], &AddressPlan::default())
+        else {
+            panic!("that much is refused")
+        };
         assert_eq!(
-            refusal(&Refused::too_large()),
+            refusal(&too_large),
             r#"{"error":{"desc":"bad request: too large message"}}"#
         );
         let in_use = io::Error::from_raw_os_error(libc::EADDRINUSE);

@@ -17,19 +17,67 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 use super::Command;
 use crate::config::AddressPlan;
 use hostfwd::{MAX_REQUEST, Parsed, Refused, Request};
 
-/// How long a client may take for its request and its answer.
+/// How long a client may take for its request, and again for its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Clients at once.
-const MAX_CLIENTS: usize = 64;
+/// How long a client may go on talking after its answer.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Clients at once whose requests are read, and as many that are answered.
+const MAX_CLIENTS: usize = 256;
+/// What each of them has at least, however many wait.
+const GRACE: Duration = Duration::from_millis(50);
 /// How long nobody is let in when descriptors have run out.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves clients of a listening, non-blocking socket for ever.
+/// Tasks of which the oldest goes when there are too many.
+struct Crowd<T> {
+    tasks: JoinSet<T>,
+    /// Since when, oldest first.
+    in_order: VecDeque<(Instant, AbortHandle)>,
+}
+
+impl<T: Send + 'static> Crowd<T> {
+    fn new() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            in_order: VecDeque::new(),
+        }
+    }
+
+    fn admit(&mut self, task: impl Future<Output = T> + Send + 'static) {
+        if self.in_order.len() >= MAX_CLIENTS
+            && let Some((_, oldest)) = self.in_order.pop_front()
+        {
+            oldest.abort();
+        }
+        let task = self.tasks.spawn(task);
+        self.in_order.push_back((Instant::now(), task));
+    }
+
+    /// When there is room: at once, where this is `None`, or when the oldest has had its time.
+    fn room(&self) -> Option<Instant> {
+        let full = self.in_order.len() >= MAX_CLIENTS;
+        let oldest = self.in_order.front().filter(|_| full);
+        oldest.map(|(since, _)| *since + GRACE)
+    }
+
+    /// The next that is done; `None` for one that had to go. Waits for ever where there is none.
+    async fn done(&mut self) -> Option<T> {
+        let Some(done) = self.tasks.join_next().await else {
+            return std::future::pending().await;
+        };
+        self.in_order.retain(|(_, task)| !task.is_finished());
+        done.ok()
+    }
+}
+
+/// Serves clients of a listening, non-blocking socket for ever. Only who has not yet asked, or does not
+/// listen, may have to go for others: what is asked for is carried out and answered.
 ///
 /// # Errors
 /// When the listener can't be watched.
@@ -39,43 +87,58 @@ pub async fn serve(
     plan: AddressPlan,
 ) -> io::Result<()> {
     let listener = tokio::net::UnixListener::from_std(UnixListener::from(listener))?;
-    let mut clients = JoinSet::new();
-    let mut in_order: VecDeque<AbortHandle> = VecDeque::new();
+    let mut asking = Crowd::new();
+    let mut answered = Crowd::new();
     loop {
+        let room = asking.room();
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    if in_order.len() >= MAX_CLIENTS
-                        && let Some(oldest) = in_order.pop_front()
-                    {
-                        oldest.abort();
-                    }
-                    in_order.push_back(clients.spawn(client(stream, commands.clone(), plan)));
+            accepted = async {
+                if let Some(room) = room {
+                    tokio::time::sleep_until(room).await;
                 }
+                listener.accept().await
+            } => match accepted {
+                Ok((stream, _)) => asking.admit(listen_to(stream, plan)),
                 Err(error) => {
                     tracing::debug!(%error, "API client lost");
                     tokio::time::sleep(PAUSE).await;
                 }
             },
-            Some(_) = clients.join_next() => in_order.retain(|client| !client.is_finished()),
+            asked = asking.done() => if let Some(Ok((stream, request))) = asked {
+                let answer = match request {
+                    Ok(request) => carry_out(request, &commands).await,
+                    Err(refused) => hostfwd::refusal(&refused),
+                };
+                answered.admit(tell(stream, answer));
+            },
+            _ = answered.done() => {}
         }
     }
 }
 
-async fn client(mut stream: UnixStream, commands: mpsc::Sender<Command>, plan: AddressPlan) {
-    let served = async {
-        let answer = match read_request(&mut stream, &plan).await? {
-            Ok(request) => carry_out(request, &commands).await,
-            Err(refused) => hostfwd::refusal(&refused),
-        };
+/// A client and what it wants.
+type Asking = (UnixStream, Result<Request, Refused>);
+
+async fn listen_to(mut stream: UnixStream, plan: AddressPlan) -> io::Result<Asking> {
+    let request = tokio::time::timeout(PATIENCE, read_request(&mut stream, &plan)).await??;
+    Ok((stream, request))
+}
+
+async fn tell(mut stream: UnixStream, answer: String) {
+    let told = async {
         stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await
     };
-    match tokio::time::timeout(PATIENCE, served).await {
+    match tokio::time::timeout(PATIENCE, told).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "API client gone"),
-        Err(_) => tracing::debug!("API client too slow"),
+        Ok(Err(error)) => return tracing::debug!(%error, "API client gone"),
+        Err(_) => return tracing::debug!("API client does not listen"),
     }
+    // What is left unread when a socket is closed becomes an error at the other end, which may not
+    // have read its answer yet.
+    let mut rest = [0; 512];
+    let farewell = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
 }
 
 /// Reads until there is a whole request; clients need not close their half.
@@ -88,9 +151,6 @@ async fn read_request(
     loop {
         let more = stream.read(&mut bytes[len..]).await?;
         len += more;
-        if len > MAX_REQUEST {
-            return Ok(Err(Refused::too_large()));
-        }
         match hostfwd::parse(&bytes[..len], plan) {
             Parsed::Whole(request) => return Ok(request),
             Parsed::Partial if more == 0 => return Ok(Err(hostfwd::not_json())),
