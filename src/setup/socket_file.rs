@@ -16,8 +16,9 @@ use nix::sys::socket::{
 use super::{SetupError, Step};
 use crate::sys::memory;
 
-/// Clients that may wait to be accepted.
-const BACKLOG: i32 = 128;
+/// Clients that may wait to be accepted; who finds no room is refused by the kernel (connect(2),
+/// `EAGAIN`). The kernel caps it at `somaxconn`.
+const BACKLOG: i32 = 4096;
 
 /// Listens at `path`; `option` is what named it.
 ///
