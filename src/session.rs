@@ -277,18 +277,15 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     let mut broker = (sockets || !errands.are_none())
         .then(|| Broker::start(&errands))
         .transpose()?;
-    let path = |broker: &Option<Broker>, option, path: Option<&Path>, kind| {
-        listen(broker.as_ref(), option, path, kind)
-    };
-    let frames = served.socket.as_deref();
-    let frames = path(&broker, "--target-type=bess", frames, SockType::SeqPacket)?;
+    let (frames, api) = (served.socket.as_deref(), job.api_socket.as_deref());
+    let frames = listen(
+        broker.as_ref(),
+        "--target-type=bess",
+        frames,
+        SockType::SeqPacket,
+    )?;
     let plan = Plan {
-        api: path(
-            &broker,
-            "--api-socket",
-            job.api_socket.as_deref(),
-            SockType::Stream,
-        )?,
+        api: listen(broker.as_ref(), "--api-socket", api, SockType::Stream)?,
         config: Arc::new(job.config),
         sandbox: job.sandbox,
         names: job.names,

@@ -205,15 +205,20 @@ fn resolver_behind_two_links_is_followed_from_within() {
 
 // --- the list of system calls --------------------------------------------------------------------
 
-/// The names of the calls that process `pid` made once its filter was on, from strace's output.
-fn calls_behind_the_filter(trace: &str, pid: i32) -> BTreeSet<String> {
+/// What strace wrote of process `pid`, line by line. Short numbers are padded.
+fn lines_of(trace: &str, pid: i32) -> impl Iterator<Item = &str> {
     let pid = pid.to_string();
-    let own = trace
-        .lines()
-        .filter_map(|line| line.strip_prefix(&pid)?.split_whitespace().next());
-    let mut own = own.skip_while(|call| !call.starts_with("seccomp("));
+    trace.lines().filter_map(move |line| {
+        let (number, rest) = line.split_once(' ')?;
+        (number == pid).then(|| rest.trim_start())
+    })
+}
+
+/// The names of the calls that process `pid` made once its filter was on.
+fn calls_behind_the_filter(trace: &str, pid: i32) -> BTreeSet<String> {
+    let mut own = lines_of(trace, pid).skip_while(|line| !line.starts_with("seccomp("));
     own.next();
-    let names = own.filter_map(|call| call.split_once('(').map(|(name, _)| name));
+    let names = own.filter_map(|line| line.split_once('(').map(|(name, _)| name));
     names
         .filter(|name| {
             name.bytes()
@@ -318,10 +323,10 @@ fn every_call_on_the_list_is_made() {
     net.tapgate.signal(Signal::SIGTERM);
     let Net { tapgate, world, .. } = net;
     assert_eq!(tapgate.finish(SOON).code(), 0);
-    let ended = format!("{own} +++ exited");
     let text = wait_until("the end of the trace", SOON, || {
         let text = fs::read_to_string(world.dir().join("trace")).ok()?;
-        text.contains(&ended).then_some(text)
+        let ended = lines_of(&text, own).any(|line| line.starts_with("+++ exited"));
+        ended.then_some(text)
     });
     let made = calls_behind_the_filter(&text, own);
     let listed = CALLS.iter().filter(|call| call.everywhere);
