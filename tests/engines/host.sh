@@ -89,7 +89,12 @@ image() {
 	#!/bin/sh
 	root=${0%/bin/serve}
 	busybox httpd -p 0.0.0.0:80 -h "$root/www"
-	exec socat UDP4-RECVFROM:5000,fork "EXEC:$root/bin/answer"
+	# One at a time: socat's own way to serve several waits for a signal that may have come already.
+	trap 'kill $!; exit' TERM INT
+	while :; do
+	    socat UDP4-RECVFROM:5000 "EXEC:$root/bin/answer" &
+	    wait $!
+	done
 	END
     cat >bin/ask <<-'END'
 	#!/bin/sh
@@ -101,7 +106,7 @@ image() {
 }
 
 mount --bind "$1" /mnt
-for folder in /tmp /run /home /var/tmp; do
+for folder in /tmp /run /home /var/tmp /dev/shm; do
     mount -t tmpfs -o mode=1777 tmpfs $folder
 done
 # Where the machine's hierarchies are mixed, crun sees the pure one only.
