@@ -12,8 +12,6 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 
 use nix::sys::signal::Signal;
 use support::attached::{Attached, Net};
@@ -22,6 +20,7 @@ use support::dns::Resolver;
 use support::guest::Guest;
 use support::process::{Running, run};
 use support::serve;
+use support::slirp4netns::{Api, Call, Slirp4netns};
 use support::sockets::Sockets;
 use support::world::World;
 use support::{GATEWAY, GUEST, LOOPBACK, RESOLVER, SOON, WORLD_A, at, wait_until};
@@ -47,27 +46,11 @@ fn assert_powerless(pid: i32) {
     assert_eq!(status(pid, "Seccomp"), "2", "a filter");
 }
 
-/// `tapgate slirp4netns`, which may be looked at by its own user.
-fn start_visible(world: &World, guest: &Guest, options: &[&str]) -> Running {
+/// Under slirp4netns's name, where its own user may look at it.
+fn start_visible(world: &World, guest: &Guest, options: &[&str]) -> Slirp4netns {
     let pid = guest.pid().to_string();
-    let mut command = world.tapgate(&["slirp4netns", "-c", "--api-socket", "/mnt/visible.sock"]);
-    let running = Running::start(command.args(options).args([&pid, "tap0"]));
-    wait_until("the API to answer", SOON, || {
-        ask(
-            &world.dir().join("visible.sock"),
-            r#"{"execute":"list_hostfwd"}"#,
-        )
-    });
-    running
-}
-
-/// One request to an API socket; nothing when nobody is there.
-fn ask(socket: &Path, request: &str) -> Option<String> {
-    let mut stream = UnixStream::connect(socket).ok()?;
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
+    let arguments = [&["-c", "-r", "3"], options, &[&pid, "tap0"]].concat();
+    Call::new(world, &arguments).ready_at(3)
 }
 
 #[test]
@@ -125,8 +108,8 @@ fn what_the_caller_left_open_is_closed_but_for_a_command() {
         guest.pid()
     );
     let tapgate = Running::start(world.command("sh").args(["-c", &script]));
-    let socket = world.dir().join("visible.sock");
-    wait_until("the API to answer", SOON, || ask(&socket, "{}"));
+    let api = Api::new(&world, "visible.sock");
+    wait_until("the API to answer", SOON, || api.try_ask("{}").ok());
     let pid = tapgate.pid();
     let mut ls = world.command("ls");
     let open = run(ls.args(["-l", &format!("/proc/{pid}/fd")])).output();
@@ -232,7 +215,7 @@ fn calls_behind_the_filter(trace: &str, pid: i32) -> BTreeSet<String> {
 const FLOWS: usize = 4000;
 
 /// Everything that a network does: each protocol in both directions, every kind of refusal, the API.
-fn do_everything(net: &Net, api: &Path) {
+fn do_everything(net: &Net, api: &Api) {
     let host = &net.world;
     let bytes = bulk::server(host.listen(at(LOOPBACK, 0)).unwrap());
     for way in [bulk::Way::Up, bulk::Way::Down] {
@@ -279,14 +262,11 @@ for port in range(20000, 20000 + {FLOWS}):
     publish_and_use(net, api);
 }
 
-fn publish_and_use(net: &Net, api: &Path) {
+fn publish_and_use(net: &Net, api: &Api) {
     let _inside = serve::tcp_echo(net.guest.listen(at(GUEST, 80)).unwrap());
     let port = support::sockets::closed_port(&net.world);
     for proto in ["tcp", "udp"] {
-        let request = format!(
-            r#"{{"execute":"add_hostfwd","arguments":{{"proto":"{proto}","host_port":{port},"guest_port":80}}}}"#
-        );
-        assert!(ask(api, &request).unwrap().contains("\"id\""));
+        api.publish(proto, port, 80);
     }
     let mut stream = net.world.connect(at(WORLD_A, port)).unwrap();
     stream.write_all(b"ping").unwrap();
@@ -297,7 +277,7 @@ fn publish_and_use(net: &Net, api: &Path) {
     let client = net.world.udp_to(at(WORLD_A, port)).unwrap();
     client.send(b"ping").unwrap();
     client.recv(&mut answer).unwrap();
-    assert!(ask(api, r#"{"execute":"remove_hostfwd","arguments":{"id":1}}"#).is_some());
+    api.remove(1);
 }
 
 #[test]
@@ -319,7 +299,7 @@ fn every_call_on_the_list_is_made() {
         guest,
         world,
     };
-    do_everything(&net, &net.world.dir().join("api.sock"));
+    do_everything(&net, &Api::new(&net.world, "api.sock"));
     net.tapgate.signal(Signal::SIGTERM);
     let Net { tapgate, world, .. } = net;
     assert_eq!(tapgate.finish(SOON).code(), 0);

@@ -3,7 +3,7 @@
 //! there, removing socket files at the end, and for `run` keeping the command's keeper.
 //!
 //! We, who carry packets, start it before we give everything up; it never sees a packet. It does what
-//! was settled at the start and what a few one-byte [`Word`]s say, and it ends when we do, however we
+//! was settled at the start and what a few short messages say, and it ends when we do, however we
 //! end. Descriptors of directories would do part of this from within a sandbox, but whoever holds one
 //! can climb out by it.
 
