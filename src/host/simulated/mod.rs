@@ -14,7 +14,7 @@ use std::num::NonZeroU16;
 use std::rc::Rc;
 
 use super::{DatagramRole, EchoSocket, Host, QueuedError, TcpSocket, Token, UdpSocket, datagrams};
-use network::{Connection, DatagramState, ListenerState, SOCKET_BUFFER, State};
+use network::{Connection, DatagramState, ListenerState, State};
 
 pub use network::{ConnectAnswer, Network, Sent, SocketId};
 
@@ -77,18 +77,17 @@ impl Host for SimulatedHost {
         } else {
             None
         };
-        state.connections.push(Connection {
-            token: Some(token),
-            remote: Some(remote),
-            outcome,
-            ..Connection::default()
-        });
+        let id = state.connections.len();
+        let mut connection = Connection::new(remote, state.buffer());
+        connection.token = Some(token);
+        connection.outcome = outcome;
+        state.connections.push(connection);
         if answer != ConnectAnswer::Silent {
-            state.event(Some(token), outcome.is_some(), true);
+            state.event_at(id, false, true);
         }
         Ok(SimulatedTcp {
             state: Rc::clone(&self.state),
-            id: state.connections.len() - 1,
+            id,
         })
     }
 
@@ -142,7 +141,7 @@ impl Host for SimulatedHost {
     fn tcp_watch(&mut self, token: Token, socket: &SimulatedTcp) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
         state.connections[socket.id].token = Some(token);
-        state.event(Some(token), true, true);
+        state.event_at(socket.id, true, true);
         Ok(())
     }
 
@@ -201,7 +200,7 @@ impl TcpSocket for SimulatedTcp {
             let room = if connection.paused {
                 0
             } else {
-                SOCKET_BUFFER.saturating_sub(connection.to_server.len())
+                connection.buffer.saturating_sub(connection.to_server.len())
             };
             if room == 0 {
                 return Err(io::ErrorKind::WouldBlock.into());
@@ -214,12 +213,13 @@ impl TcpSocket for SimulatedTcp {
 
     fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         self.with(|connection| {
-            if connection.reset_by_server {
-                return Err(io::ErrorKind::ConnectionReset.into());
-            }
+            // As the kernel has it: what came before a RST can still be read, and after a FIN the
+            // stream has ended whatever follows (`SOCK_DONE` in tcp_recvmsg_locked, net/ipv4/tcp.c).
             if connection.to_client.is_empty() {
                 return if connection.server_shut {
                     Ok(0)
+                } else if connection.reset_by_server {
+                    Err(io::ErrorKind::ConnectionReset.into())
                 } else {
                     Err(io::ErrorKind::WouldBlock.into())
                 };
@@ -233,8 +233,13 @@ impl TcpSocket for SimulatedTcp {
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
-        self.with(|connection| connection.client_shut = true);
-        Ok(())
+        self.with(|connection| {
+            if connection.reset_by_server {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            connection.client_shut = true;
+            Ok(())
+        })
     }
 
     fn reset(self) {
@@ -247,6 +252,8 @@ impl Drop for SimulatedTcp {
         self.with(|connection| {
             connection.closed = true;
             connection.token = None;
+            // close(2) with data unread is a RST (RFC 2525 2.17).
+            connection.reset_by_client |= !connection.to_client.is_empty();
         });
         self.state.borrow_mut().open -= 1;
     }

@@ -11,8 +11,9 @@ use std::rc::Rc;
 use super::super::{DatagramRole, Event, QueuedError, Token};
 use super::SimulatedHost;
 
-/// Bytes that a simulated connection holds in each direction before it would block.
-pub(super) const SOCKET_BUFFER: usize = 256 * 1024;
+/// Bytes that a simulated connection holds in each direction before it would block, unless the test
+/// says otherwise.
+const SOCKET_BUFFER: usize = 256 * 1024;
 
 /// What becomes of a connect to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub enum ConnectAnswer {
 pub struct SocketId(pub usize);
 
 /// One TCP connection, as both ends and the test see it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Connection {
     pub(super) token: Option<Token>,
     pub(super) remote: Option<SocketAddr>,
@@ -46,6 +47,27 @@ pub(super) struct Connection {
     pub(super) closed: bool,
     /// The server reads nothing until told to.
     pub(super) paused: bool,
+    /// Bytes that fit in each direction.
+    pub(super) buffer: usize,
+}
+
+impl Connection {
+    pub(super) fn new(remote: SocketAddr, buffer: usize) -> Self {
+        Self {
+            token: None,
+            remote: Some(remote),
+            outcome: None,
+            to_server: VecDeque::new(),
+            to_client: VecDeque::new(),
+            client_shut: false,
+            server_shut: false,
+            reset_by_client: false,
+            reset_by_server: false,
+            closed: false,
+            paused: false,
+            buffer,
+        }
+    }
 }
 
 /// One datagram socket.
@@ -91,20 +113,41 @@ pub(super) struct State {
     pub(super) events: VecDeque<Event>,
     pub(super) resolvers: Vec<SocketAddr>,
     pub(super) open: usize,
+    /// Buffer of the connections to come, where the test has set one.
+    pub(super) socket_buffer: Option<usize>,
     pub(super) fail_open: Option<i32>,
     pub(super) fail_echo: Option<i32>,
 }
 
 impl State {
+    /// An event at a socket that is well.
     pub(super) fn event(&mut self, token: Option<Token>, readable: bool, writable: bool) {
+        self.push(token, readable, writable, false);
+    }
+
+    /// An event at connection `id`, which says whether the peer has ended its stream or reset it, as
+    /// every event of the kernel's does.
+    pub(super) fn event_at(&mut self, id: usize, readable: bool, writable: bool) {
+        let connection = &self.connections[id];
+        let failed = connection.reset_by_server || connection.outcome.is_some();
+        let hangup = failed || connection.server_shut;
+        let token = connection.token;
+        self.push(token, readable || hangup, writable || failed, hangup);
+    }
+
+    fn push(&mut self, token: Option<Token>, readable: bool, writable: bool, hangup: bool) {
         if let Some(token) = token {
             self.events.push_back(Event {
                 token,
                 readable,
                 writable,
-                hangup: readable,
+                hangup,
             });
         }
+    }
+
+    pub(super) fn buffer(&self) -> usize {
+        self.socket_buffer.unwrap_or(SOCKET_BUFFER)
     }
 }
 
@@ -143,6 +186,11 @@ impl Network {
     /// Sets the host's resolvers.
     pub fn set_resolvers(&self, resolvers: &[SocketAddr]) {
         self.state.borrow_mut().resolvers = resolvers.to_vec();
+    }
+
+    /// Sets how many bytes the connections to come hold in each direction before they would block.
+    pub fn set_socket_buffer(&self, bytes: usize) {
+        self.state.borrow_mut().socket_buffer = Some(bytes);
     }
 
     /// Makes every call that opens a socket fail with this OS error, or work again.
@@ -187,17 +235,31 @@ impl Network {
         self.state.borrow().connections[id.0].remote
     }
 
+    /// A server that was [`ConnectAnswer::Silent`] so far accepts, or refuses with this OS error.
+    pub fn server_answers(&self, id: SocketId, refusal: Option<i32>) {
+        let mut state = self.state.borrow_mut();
+        state.connections[id.0].outcome = refusal;
+        state.event_at(id.0, false, true);
+    }
+
     /// The server takes up to `max` bytes that arrived.
     #[must_use]
     pub fn server_read(&self, id: SocketId, max: usize) -> Vec<u8> {
         let mut state = self.state.borrow_mut();
         let connection = &mut state.connections[id.0];
-        let was_full = connection.to_server.len() >= SOCKET_BUFFER;
+        let was_full = connection.to_server.len() >= connection.buffer;
         let len = max.min(connection.to_server.len());
         let bytes = connection.to_server.drain(..len).collect();
-        let token = connection.token.filter(|_| was_full && len > 0);
-        state.event(token, false, true);
+        if was_full && len > 0 {
+            state.event_at(id.0, false, true);
+        }
         bytes
+    }
+
+    /// Bytes that arrived and the server has not taken yet.
+    #[must_use]
+    pub fn server_unread(&self, id: SocketId) -> usize {
+        self.state.borrow().connections[id.0].to_server.len()
     }
 
     /// The server sends; returns how many bytes its socket took.
@@ -207,38 +269,35 @@ impl Network {
         let connection = &mut state.connections[id.0];
         let len = bytes
             .len()
-            .min(SOCKET_BUFFER.saturating_sub(connection.to_client.len()));
+            .min(connection.buffer.saturating_sub(connection.to_client.len()));
         connection.to_client.extend(&bytes[..len]);
-        let token = connection.token.filter(|_| len > 0);
-        state.event(token, true, false);
+        if len > 0 {
+            state.event_at(id.0, true, false);
+        }
         len
     }
 
     /// The server ends its direction.
     pub fn server_shutdown(&self, id: SocketId) {
         let mut state = self.state.borrow_mut();
-        let connection = &mut state.connections[id.0];
-        connection.server_shut = true;
-        let token = connection.token;
-        state.event(token, true, false);
+        state.connections[id.0].server_shut = true;
+        state.event_at(id.0, true, false);
     }
 
     /// The server resets the connection.
     pub fn server_reset(&self, id: SocketId) {
         let mut state = self.state.borrow_mut();
-        let connection = &mut state.connections[id.0];
-        connection.reset_by_server = true;
-        let token = connection.token;
-        state.event(token, true, true);
+        state.connections[id.0].reset_by_server = true;
+        state.event_at(id.0, true, true);
     }
 
     /// The server stops or resumes taking data off its socket.
     pub fn server_pause(&self, id: SocketId, paused: bool) {
         let mut state = self.state.borrow_mut();
-        let connection = &mut state.connections[id.0];
-        connection.paused = paused;
-        let token = connection.token.filter(|_| !paused);
-        state.event(token, false, true);
+        state.connections[id.0].paused = paused;
+        if !paused {
+            state.event_at(id.0, false, true);
+        }
     }
 
     /// The stack ended its direction, and everything before that was read.
@@ -276,10 +335,8 @@ impl Network {
             listener.waiting.push_back((id, from));
             listener.token
         };
-        state.connections.push(Connection {
-            remote: Some(from),
-            ..Connection::default()
-        });
+        let buffer = state.buffer();
+        state.connections.push(Connection::new(from, buffer));
         state.event(Some(token), true, false);
         Some(SocketId(id))
     }
