@@ -405,9 +405,15 @@ impl<S: TcpSocket> Open<S> {
     /// A segment of the guest.
     fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
         self.silent = false;
+        // RFC 9293 3.10.7.4: after both ends of stream a RST is the end, not a failure. A guest that
+        // has forgotten the connection sends one for our FIN, if its last acknowledgement was lost.
+        let ending = matches!(
+            self.engine.socket().state(),
+            State::Closing | State::LastAck | State::TimeWait | State::Closed
+        );
         self.engine.segment(now, tx, segment, packet);
         let closed = matches!(self.engine.socket().state(), State::Closed | State::Listen);
-        self.guest_reset |= closed && segment.has(tcp_flags::RST);
+        self.guest_reset |= closed && !ending && segment.has(tcp_flags::RST);
     }
 
     /// Guest to host: the receive ring is handed to `send` in place.
@@ -464,6 +470,8 @@ impl<S: TcpSocket> Open<S> {
             match received {
                 Ok(Ok((0, _))) => {
                     self.host_ended = true;
+                    // A RST may have come with the end, in one event: the kernel tells the end first.
+                    self.look_for_error |= self.hangup;
                     self.engine.socket().close();
                 }
                 Ok(Ok((len, room))) => {

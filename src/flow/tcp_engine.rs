@@ -23,7 +23,7 @@ use crate::buf::{
     ETHERNET_HEADER, Offload, PartialChecksum, TcpSegmentation, TxBatch, TxCapabilities,
 };
 use crate::net::checksum::{Sum, complete};
-use crate::net::parse::{SynOptions, TcpSegment};
+use crate::net::parse::{self, SynOptions, TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, PROTOCOL_TCP, Wire, emit};
 
 /// Bytes of each direction's ring. Less costs throughput (design.md 1.4); the memory is committed
@@ -104,6 +104,8 @@ pub struct Engine {
     path: Path,
     last: LastSent,
     carried: u64,
+    /// The guest's window scale (RFC 7323), at most 14.
+    scale: u8,
     varied: bool,
 }
 
@@ -152,6 +154,7 @@ impl EnginePool {
             path,
             last: LastSent::default(),
             carried: 0,
+            scale: 0,
             varied: false,
         }
     }
@@ -212,6 +215,7 @@ impl Engine {
         syn: Syn,
     ) -> Result<(), ListenError> {
         let local = endpoint(ends.dst);
+        self.scale = syn.options.window_scale.unwrap_or(0);
         self.prepare().listen(local)?;
         let replay = syn_packet(ends, syn);
         self.ingress(now, tx, &replay);
@@ -234,15 +238,32 @@ impl Engine {
 
     /// Takes one segment of this connection from the guest; `packet` is its whole IP packet.
     pub fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
+        if segment.has(tcp_flags::SYN) {
+            let options = parse::syn_options(segment.bytes(packet));
+            self.scale = options.window_scale.unwrap_or(0);
+        }
+        let window = if self.only_fin_outstanding() {
+            Some(1)
+        } else {
+            self.small_window(segment)
+        };
         let mut copy = [0; MAX_HEADERS];
-        match copy.get_mut(..packet.len()) {
-            Some(copy) if segment.payload_len == 0 && self.only_fin_outstanding() => {
+        match (copy.get_mut(..packet.len()), window) {
+            (Some(copy), Some(window)) if segment.payload_len == 0 => {
                 copy.copy_from_slice(packet);
-                self.vary_window(copy);
+                self.vary_window(copy, window);
                 self.ingress(now, tx, copy);
             }
             _ => self.ingress(now, tx, packet),
         }
+    }
+
+    /// The window less one, if it is too small for a whole segment. An open one is not closed by that,
+    /// since nothing would probe it, nor made larger, since what goes beyond it is lost.
+    fn small_window(&self, segment: &TcpSegment) -> Option<u16> {
+        let bytes = u32::from(segment.window) << self.scale;
+        let small = bytes < u32::from(self.path.mtu) && !segment.has(tcp_flags::SYN);
+        (small && segment.window > 1).then(|| segment.window - 1)
     }
 
     fn only_fin_outstanding(&mut self) -> bool {
@@ -253,19 +274,24 @@ impl Engine {
         ) && socket.send_queue() == 0
     }
 
-    /// Keeps three repetitions of an acknowledgement from being taken for a loss while nothing but
-    /// our FIN is outstanding: smoltcp 0.14 then stops its retransmission timer without sending, and
-    /// the FIN, if it was lost, never goes out again. A changed window makes them ordinary; the
-    /// window itself no longer matters, since no data is left to send.
-    fn vary_window(&mut self, packet: &mut [u8]) {
+    /// Keeps three repetitions of an acknowledgement from being taken for a loss, by a window that
+    /// changes between `window` and one more. Two cases need that, for smoltcp 0.14:
+    ///
+    /// - Nothing but our FIN is outstanding: it stops its retransmission timer without sending, and the
+    ///   FIN, if it was lost, never goes out again. The window itself no longer matters.
+    /// - The window has no room for a whole segment: it retransmits one all the same, which the guest
+    ///   takes in part, and when the window next closes and opens, it waits for ever for an
+    ///   acknowledgement of the rest. The window is true within one unit.
+    fn vary_window(&mut self, packet: &mut [u8], window: u16) {
         self.varied = !self.varied;
+        let window = window.saturating_add(u16::from(self.varied));
         let header_len = if packet[0] >> 4 == 6 {
             40
         } else {
             usize::from(packet[0] & 0xf) * 4
         };
-        if let Some(window) = packet.get_mut(header_len + 14..header_len + 16) {
-            window.copy_from_slice(&if self.varied { [0, 1] } else { [0, 2] });
+        if let Some(field) = packet.get_mut(header_len + 14..header_len + 16) {
+            field.copy_from_slice(&window.to_be_bytes());
         }
     }
 
