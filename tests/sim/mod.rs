@@ -13,113 +13,39 @@
     reason = "each test program uses its part of the vocabulary"
 )]
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+mod link;
+
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
-use tapgate::buf::{LinkId, RxMeta, TxBatch, TxCapabilities};
+use tapgate::buf::{LinkId, RxMeta, TxBatch};
 use tapgate::config::Config;
 use tapgate::flow::Turn;
 use tapgate::host::simulated::{Network, SimulatedHost, VirtualClock};
-use tapgate::net::checksum::{Sum, complete};
 use tapgate::net::{Duration, Instant, Mac};
 use tapgate::stack::{LinkInfo, Stack};
+
+pub(crate) use link::{Faults, LinkKind, Random};
+use link::{Windows, Wire, sum_tcp};
 
 pub(crate) const GUEST_MAC: Mac = Mac([2, 0, 0, 0, 0, 100]);
 pub(crate) const GATEWAY_MAC: Mac = Mac([0x52, 0x55, 10, 0, 2, 2]);
 pub(crate) const GUEST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 100));
-
-/// One way over the link takes this long.
-const DELAY: Duration = Duration::from_micros(50);
-
-/// What the link does to frames, each in percent.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Faults {
-    pub(crate) loss: u64,
-    pub(crate) duplicate: u64,
-    pub(crate) reorder: u64,
-}
-
-/// A small generator (xorshift64*), good enough to decide what becomes of frames.
-#[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-}
-
-/// Frames under way in one direction.
-#[derive(Default)]
-struct Wire {
-    queue: BinaryHeap<Reverse<(Instant, u64, Vec<u8>)>>,
-    serial: u64,
-}
-
-impl Wire {
-    fn send(&mut self, now: Instant, frame: Vec<u8>, faults: Faults, random: &mut Random) {
-        if random.percent(faults.loss) {
-            return;
-        }
-        let copies = if random.percent(faults.duplicate) {
-            2
-        } else {
-            1
-        };
-        for _ in 0..copies {
-            let late = if random.percent(faults.reorder) {
-                random.below(2000)
-            } else {
-                0
-            };
-            self.serial += 1;
-            self.queue.push(Reverse((
-                now + DELAY + Duration::from_micros(late),
-                self.serial,
-                frame.clone(),
-            )));
-        }
-    }
-
-    fn due(&mut self, now: Instant) -> Option<Vec<u8>> {
-        if self.queue.peek()?.0.0 > now {
-            return None;
-        }
-        self.queue.pop().map(|Reverse((_, _, frame))| frame)
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.queue.peek().map(|Reverse((at, ..))| *at)
-    }
-}
 
 /// The guest's side of the link: IP packets in and out.
 struct GuestDevice {
     incoming: VecDeque<Vec<u8>>,
     outgoing: Vec<Vec<u8>>,
     mtu: usize,
+    /// Checksums and the cutting of segments are left to the link.
+    offload: bool,
 }
 
 pub(crate) struct Packet(Vec<u8>);
@@ -158,6 +84,10 @@ impl Device for GuestDevice {
         let mut caps = DeviceCapabilities::default();
         caps.medium = Medium::Ip;
         caps.max_transmission_unit = self.mtu;
+        if self.offload {
+            caps.checksum.tcp = Checksum::Rx;
+            caps.segmentation.tcpv4 = NonZeroUsize::new(65_535);
+        }
         caps
     }
 }
@@ -171,6 +101,12 @@ pub(crate) struct Sim {
     pub(crate) faults: Faults,
     /// Frames for the guest that are no TCP: answers of the gateway, ICMP, UDP.
     pub(crate) received: Vec<Vec<u8>>,
+    /// The guest's sockets that a RST closed, and the state that it found them in.
+    pub(crate) resets: Vec<(SocketHandle, tcp::State)>,
+    /// The test itself has something to do at this time.
+    pub(crate) wake: Option<Instant>,
+    kind: LinkKind,
+    windows: Windows,
     host: SimulatedHost,
     tx: TxBatch,
     to_stack: Wire,
@@ -187,16 +123,22 @@ impl Sim {
     }
 
     pub(crate) fn with(seed: u64, config: Config, faults: Faults) -> Self {
+        Self::over(LinkKind::default(), seed, config, faults)
+    }
+
+    /// A guest over a link of a certain kind.
+    pub(crate) fn over(kind: LinkKind, seed: u64, config: Config, faults: Faults) -> Self {
         let net = Network::new();
         let link = LinkInfo {
             id: LinkId(0),
-            capabilities: TxCapabilities::default(),
+            capabilities: kind.capabilities,
             guest_mac: Some(GUEST_MAC),
         };
         let mut device = GuestDevice {
             incoming: VecDeque::new(),
             outgoing: Vec::new(),
             mtu: usize::from(config.mtu),
+            offload: kind.guest_offload,
         };
         let mut interface_config = InterfaceConfig::new(HardwareAddress::Ip);
         interface_config.random_seed = seed;
@@ -210,6 +152,10 @@ impl Sim {
             random: Random::new(seed),
             faults,
             received: Vec::new(),
+            resets: Vec::new(),
+            wake: None,
+            kind,
+            windows: Windows::default(),
             tx: TxBatch::new(256, 256 * 1024),
             to_stack: Wire::default(),
             to_guest: Wire::default(),
@@ -244,7 +190,11 @@ impl Sim {
 
     /// A guest's listening socket.
     pub(crate) fn listen(&mut self, port: u16) -> SocketHandle {
-        let mut socket = self.guest_socket(64 * 1024);
+        self.listen_with(port, 64 * 1024)
+    }
+
+    pub(crate) fn listen_with(&mut self, port: u16, buffer: usize) -> SocketHandle {
+        let mut socket = self.guest_socket(buffer);
         socket.listen(port).unwrap();
         self.sockets.add(socket)
     }
@@ -259,6 +209,23 @@ impl Sim {
 
     pub(crate) fn socket(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(handle)
+    }
+
+    /// The guest forgets a connection without a word, as one does that starts anew.
+    pub(crate) fn forget(&mut self, handle: SocketHandle) {
+        self.sockets.remove(handle);
+    }
+
+    /// From now on nothing comes through any more, nor what is under way.
+    pub(crate) fn cut_link(&mut self) {
+        self.faults.loss = 100;
+        self.to_stack.clear();
+        self.to_guest.clear();
+    }
+
+    /// Nothing is under way, and no event of the host's waits.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.to_stack.next().is_none() && self.to_guest.next().is_none() && !self.net.has_events()
     }
 
     /// Puts a frame of the guest's on the wire as it is.
@@ -302,8 +269,11 @@ impl Sim {
                 tx: &mut self.tx,
             };
             while let Some(frame) = self.to_stack.due(now) {
-                self.stack
-                    .handle_frame(&mut turn, &frame, RxMeta::plain(LinkId(0)));
+                let meta = RxMeta {
+                    checksum_verified: self.kind.guest_offload,
+                    ..RxMeta::plain(LinkId(0))
+                };
+                self.stack.handle_frame(&mut turn, &frame, meta);
             }
             for event in self.net.take_events() {
                 self.stack.handle_host(&mut turn, event);
@@ -311,8 +281,14 @@ impl Sim {
             self.stack.handle_timeout(&mut turn);
             more = self.stack.poll_transmit(&mut turn);
             for frame in self.tx.frames() {
-                self.to_guest
-                    .send(now, frame.bytes().to_vec(), self.faults, &mut self.random);
+                let pieces = self
+                    .kind
+                    .pass_to_guest(frame.bytes(), frame.offload, self.device.mtu);
+                for piece in pieces {
+                    self.windows.check(&piece);
+                    self.to_guest
+                        .send(now, piece, self.faults, &mut self.random);
+                }
             }
             self.tx.clear();
         }
@@ -325,19 +301,48 @@ impl Sim {
             if is_tcp {
                 let mut packet = frame[14..].to_vec();
                 self.keep_guest_from_stalling(&mut packet);
-                self.device.incoming.push_back(packet);
-                self.interface
-                    .poll_ingress_single(now, &mut self.device, &mut self.sockets);
+                self.guest_takes(now, packet);
             } else {
                 self.received.push(frame);
             }
         }
         self.interface
             .poll(now, &mut self.device, &mut self.sockets);
-        for packet in std::mem::take(&mut self.device.outgoing) {
-            let frame = ethernet(&packet);
+        for mut packet in std::mem::take(&mut self.device.outgoing) {
+            self.kind.pass_from_guest(&mut packet);
+            self.windows.note(&packet);
+            let faults = link::faults_of(&packet, self.faults);
             self.to_stack
-                .send(now, frame, self.faults, &mut self.random);
+                .send(now, ethernet(&packet), faults, &mut self.random);
+        }
+    }
+
+    /// A segment comes to the guest's sockets; which of them a RST closes is noted.
+    fn guest_takes(&mut self, now: Instant, packet: Vec<u8>) {
+        let is_reset = packet[33] & 4 != 0;
+        let open = |sockets: &SocketSet<'static>| -> Vec<(SocketHandle, tcp::State)> {
+            let states = sockets.iter().map(|(handle, socket)| {
+                let smoltcp::socket::Socket::Tcp(socket) = socket;
+                (handle, socket.state())
+            });
+            let closed =
+                |state: &tcp::State| matches!(state, tcp::State::Closed | tcp::State::Listen);
+            states.filter(|(_, state)| !closed(state)).collect()
+        };
+        let before = if is_reset {
+            open(&self.sockets)
+        } else {
+            Vec::new()
+        };
+        self.device.incoming.push_back(packet);
+        self.interface
+            .poll_ingress_single(now, &mut self.device, &mut self.sockets);
+        if is_reset {
+            let after = open(&self.sockets);
+            let gone = before
+                .into_iter()
+                .filter(|(handle, _)| !after.iter().any(|(open, _)| open == handle));
+            self.resets.extend(gone);
         }
     }
 
@@ -362,16 +367,7 @@ impl Sim {
         if empty && closing {
             let window = 1 + u16::try_from(self.random.below(1000)).unwrap();
             packet[34..36].copy_from_slice(&window.to_be_bytes());
-            let length = u16::try_from(packet.len() - 20).unwrap();
-            let (src, dst) = (&packet[12..16], &packet[16..20]);
-            let pseudo = Sum::default()
-                .bytes(src)
-                .bytes(dst)
-                .word(6)
-                .word(length)
-                .fold();
-            packet[36..38].copy_from_slice(&pseudo.to_be_bytes());
-            complete(packet, 20, 16);
+            sum_tcp(packet);
         }
     }
 
@@ -385,6 +381,7 @@ impl Sim {
             self.to_guest.next(),
             self.stack.poll_timeout(),
             self.interface.poll_at(now, &self.sockets),
+            self.wake,
         ];
         let Some(next) = next.into_iter().flatten().min() else {
             return false;
