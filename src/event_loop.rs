@@ -86,6 +86,19 @@ impl<L: Link> EventLoop<L> {
         }
     }
 
+    /// Takes the first turn, so that the guest has heard of the network before anybody says that it
+    /// works.
+    ///
+    /// # Errors
+    /// When the poller fails.
+    pub fn begin(&mut self) -> io::Result<()> {
+        match self.turn() {
+            // A link that is gone already `run` will find so.
+            Ok(Next::Again | Next::Wait(_)) | Err(Failed::Link(_)) => Ok(()),
+            Err(Failed::Poller(error)) => Err(error),
+        }
+    }
+
     /// Runs until told to stop or the link is gone.
     ///
     /// # Errors

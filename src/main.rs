@@ -112,6 +112,8 @@ fn run_command(args: Run) -> Result<u8> {
     start_logging(&args.options);
     let mut config = args.options.config();
     config.search = session::search_list();
+    // The command has its address before it begins.
+    config.slaac = false;
     let resolv_conf = (config.dns != Dns::Off)
         .then(|| resolv_conf::text(config.plan.resolver().into(), &config.search));
     let job = run::Job {
@@ -121,7 +123,7 @@ fn run_command(args: Run) -> Result<u8> {
         resolv_conf,
     };
     let api_socket = args.options.api_socket.as_deref();
-    session::command(config, &job, api_socket, args.options.sandbox.into())
+    session::command(config, job, api_socket, args.options.sandbox.into())
 }
 
 /// The command's words, or the caller's shell.

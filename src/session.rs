@@ -23,7 +23,7 @@ use crate::control::lifecycle::{Attached, Line, Running};
 use crate::control::signals::Signals;
 use crate::control::{Command, api};
 use crate::event_loop::{Ended, EventLoop};
-use crate::host::kernel::KernelHost;
+use crate::host::kernel::{KernelHost, reaches_ipv6};
 use crate::host::resolv_conf::Source;
 use crate::host::resolv_text::{Asked, TextFile};
 use crate::link::Link;
@@ -217,7 +217,7 @@ fn serve<L: Link, T: Send + 'static>(
 /// The step that failed; nothing is left of it.
 pub fn command(
     config: Config,
-    job: &Job,
+    mut job: Job,
     api_socket: Option<&Path>,
     sandbox: Sandbox,
 ) -> Result<u8> {
@@ -225,8 +225,9 @@ pub fn command(
     let inherited = fd::inherited().context("looking at /proc/self/fd (is /proc mounted?)")?;
     // From now on a signal waits until somebody can act on it.
     let signals = SignalSource::new().context("watching signals")?;
+    job.tap.routes_ipv6 = reaches_ipv6();
     let errands = errands(&config, None, &inherited);
-    let (mut broker, tap) = Broker::start_command(&errands, job)?;
+    let (mut broker, tap) = Broker::start_command(&errands, &job)?;
     fd::close_inherited(&inherited);
     let plan = Plan {
         config: Arc::new(config),
@@ -269,6 +270,9 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     // From now on a signal waits until somebody can act on it.
     let signals = SignalSource::new().context("watching signals")?;
     job.config.search = search_list();
+    if let Edge::Namespace { tap, .. } = &mut job.edge {
+        tap.routes_ipv6 = reaches_ipv6();
+    }
     let served = Served::open(&job)?;
     let ours = [&ready_fd, &exit_fd, &served.tap];
     let ours: Vec<RawFd> = ours.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
@@ -399,8 +403,9 @@ fn serve_attached<L: Link>(
     ready: Ready,
 ) -> Result<u8> {
     let (stop, commands) = mpsc::channel(COMMANDS);
-    let event_loop = event_loop(&plan, link, resolver, commands)?;
+    let mut event_loop = event_loop(&plan, link, resolver, commands)?;
     enter_sandbox(&plan)?;
+    event_loop.begin().context("polling sockets")?;
     ready.tell()?;
     let over = serve(runtime, event_loop, stop, plan, attached.over())?;
     let reason = over.as_ref().map_or("link gone", |(reason, _)| reason);

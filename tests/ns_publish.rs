@@ -118,7 +118,8 @@ fn guest_sees_the_clients_own_address_over_udp() {
 #[test]
 fn udp_answers_leave_from_the_address_that_was_asked() {
     let net = Net::up(&["-p", "5353:53/udp", "-p", "[::]:5353:53/udp"]);
-    let _echo = serve::udp_echo(net.guest.udp(at(ANY, 53)).unwrap());
+    // In both families.
+    let _echo = serve::udp_echo(net.guest.udp(at(support::ANY6, 53)).unwrap());
     // A connected client hears nobody else; the kernel would answer it from its own network.
     for (client, server) in [(WORLD_C, WORLD_A), (WORLD_A, WORLD_B), (WORLD_C, LOOPBACK)] {
         let client = net.world.udp(at(client, 0)).unwrap();

@@ -158,7 +158,13 @@ fn live(seed: u64) -> Seen {
         mtu: plan.mtu,
         ..Config::default()
     };
-    let mut sim = Sim::over(plan.kind, seed, config, plan.faults);
+    let mut sim = Sim::over(
+        plan.kind,
+        plan.addresses.guest.ip(),
+        seed,
+        config,
+        plan.faults,
+    );
     let mut life = Life::begin(plan, &mut sim);
     let ends = sim.run(LONGEST, |sim| life.step(sim));
     assert!(

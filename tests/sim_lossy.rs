@@ -1,6 +1,6 @@
 //! Transfers over a link that loses, repeats and reorders: intact for every seed, and nothing left.
 //!
-//! A thousand seeds, up to 10 % of each fault. The data is a function of its position, so a byte out
+//! A thousand seeds for each family, up to 10 % of each fault. The data is a function of its position, so a byte out
 //! of place is noticed where it stands.
 #![allow(
     clippy::unwrap_used,
@@ -9,14 +9,21 @@
 
 mod sim;
 
-use sim::{Faults, Random, Sim, seconds};
+use std::net::IpAddr;
+
+use sim::{Faults, GUEST, GUEST6, Random, Sim, seconds};
 use smoltcp::iface::SocketHandle;
 use tapgate::config::Config;
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 
 const SEEDS: u64 = 1000;
-const SERVER: &str = "192.0.2.1:80";
+/// The smallest link first, of which IPv6 asks more (RFC 8200 section 5).
+const IPV4: Family = (GUEST, "192.0.2.1:80", [576, 1500, 9000]);
+const IPV6: Family = (GUEST6, "[2001:db8::1]:80", [1280, 1500, 9000]);
 const FIRST: SocketId = SocketId(0);
+
+/// The guest's address, a server's, and the MTUs of the link.
+type Family = (IpAddr, &'static str, [u16; 3]);
 
 fn pattern(at: usize, salt: usize) -> u8 {
     u8::try_from((at.wrapping_mul(31) + salt) % 251).unwrap()
@@ -65,15 +72,16 @@ impl Stream {
     }
 }
 
-fn transfer(seed: u64) {
+fn transfer((guest, server, mtus): Family, seed: u64) {
     let mut random = Random::new(seed ^ 0x5eed);
     let faults = Faults {
         loss: random.below(11),
         duplicate: random.below(11),
         reorder: random.below(11),
     };
-    let mtu = [576, 1500, 9000][usize::try_from(random.below(3)).unwrap()];
-    let mut sim = Sim::with(
+    let mtu = mtus[usize::try_from(random.below(3)).unwrap()];
+    let mut sim = Sim::of(
+        guest,
         seed,
         Config {
             mtu,
@@ -84,7 +92,7 @@ fn transfer(seed: u64) {
     sim.net.answer_all(ConnectAnswer::Accept);
     let mut up = Stream::new(usize::try_from(random.below(60_000)).unwrap(), 1);
     let mut down = Stream::new(usize::try_from(random.below(60_000)).unwrap(), 2);
-    let handle = sim.connect_with(SERVER, 16 * 1024);
+    let handle = sim.connect_with(server, 16 * 1024);
     let complete = sim.run(seconds(3600), |sim| {
         guest_side(sim, handle, &mut up, &mut down, seed);
         host_side(sim, &mut up, &mut down, seed);
@@ -136,28 +144,48 @@ fn host_side(sim: &Sim, up: &mut Stream, down: &mut Stream, seed: u64) {
 }
 
 /// Seeds are divided among the test threads.
-fn seeds(part: u64, parts: u64) {
+fn seeds(family: Family, part: u64, parts: u64) {
     for seed in (part..SEEDS).step_by(usize::try_from(parts).unwrap()) {
-        transfer(seed);
+        transfer(family, seed);
     }
 }
 
 #[test]
 fn every_transfer_arrives_intact_first_quarter() {
-    seeds(0, 4);
+    seeds(IPV4, 0, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_second_quarter() {
-    seeds(1, 4);
+    seeds(IPV4, 1, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_third_quarter() {
-    seeds(2, 4);
+    seeds(IPV4, 2, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_fourth_quarter() {
-    seeds(3, 4);
+    seeds(IPV4, 3, 4);
+}
+
+#[test]
+fn every_transfer_arrives_intact_over_ipv6_first_quarter() {
+    seeds(IPV6, 0, 4);
+}
+
+#[test]
+fn every_transfer_arrives_intact_over_ipv6_second_quarter() {
+    seeds(IPV6, 1, 4);
+}
+
+#[test]
+fn every_transfer_arrives_intact_over_ipv6_third_quarter() {
+    seeds(IPV6, 2, 4);
+}
+
+#[test]
+fn every_transfer_arrives_intact_over_ipv6_fourth_quarter() {
+    seeds(IPV6, 3, 4);
 }

@@ -13,11 +13,11 @@ mod lab;
 mod packets;
 mod sim;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
 
-use lab::{FIRST, GATEWAY, Lab, OUTSIDE, RESOLVER, addr, filled, millis, secs, v4};
+use lab::{FIRST, GATEWAY, Lab, OUTSIDE, RESOLVER, addr, filled, millis, secs};
 use packets::{ICMP, Ipv4, Segment, TCP, UDP};
 use smoltcp::socket::tcp::State;
 use tapgate::buf::{LinkId, RxMeta};
@@ -117,7 +117,7 @@ fn the_gateway_s_addresses_answer_pings_of_any_size() {
                     .all(|frame| frame.len() <= 14 + usize::from(mtu))
             );
             let reply = lab.reply();
-            assert_eq!((reply.src, reply.icmp()), (to, Some((0, 0))));
+            assert_eq!((reply.src, reply.icmp()), (to.into(), Some((0, 0))));
             assert_eq!((reply.word(4), reply.word(6)), (7, 1));
             assert_eq!(reply.payload[8..], data, "{len} bytes");
         }
@@ -138,7 +138,7 @@ fn pings_to_the_outside_go_by_an_echo_socket() {
     lab.0.net.deliver_echo(FIRST, OUTSIDE.into(), 1, b"data");
     lab.wait(millis(1));
     let reply = lab.reply();
-    assert_eq!((reply.src, reply.icmp()), (OUTSIDE, Some((0, 0))));
+    assert_eq!((reply.src, reply.icmp()), (OUTSIDE.into(), Some((0, 0))));
     assert_eq!(
         (reply.word(4), reply.word(6)),
         (7, 1),
@@ -210,7 +210,7 @@ fn a_client_without_an_address_gets_one() {
         ));
         let reply = lab.reply();
         let (from, to, message) = reply.udp().unwrap();
-        assert_eq!((from, to), (v4("10.0.2.2:67"), 68));
+        assert_eq!((from, to), (addr("10.0.2.2:67"), 68));
         assert_eq!(message[16..20], [10, 0, 2, 15], "the first of the pool");
         assert_eq!(message[240..243], [53, 1, kind]);
     }
@@ -234,7 +234,7 @@ fn one_port_of_a_guest_is_one_socket_and_anybody_may_answer() {
         ("127.0.0.1:7", "10.0.2.2:7"),
     ] {
         lab.deliver(FIRST, from, b"answer");
-        assert_eq!(lab.reply().udp(), Some((v4(seen), 5000, &b"answer"[..])));
+        assert_eq!(lab.reply().udp(), Some((addr(seen), 5000, &b"answer"[..])));
     }
     lab.udp(5001, "192.0.2.1:7", b"another");
     assert_eq!(lab.sent()[0].socket, SocketId(1));
@@ -319,10 +319,7 @@ fn errors_of_the_network_reach_the_guest_from_who_reported_them() {
         lab.0.net.report_error(FIRST, queued, b"hello");
         lab.wait(millis(1));
         let reply = lab.reply();
-        assert_eq!(
-            (reply.src, reply.icmp()),
-            (Ipv4Addr::from(from), Some(said))
-        );
+        assert_eq!((reply.src, reply.icmp()), (IpAddr::from(from), Some(said)));
         let quoted = &reply.payload[8..];
         assert_eq!(
             (quoted[9], &quoted[12..20]),
@@ -367,7 +364,7 @@ fn datagrams_of_any_size_go_both_ways() {
             );
             assert_eq!(
                 lab.reply().udp(),
-                Some((v4("192.0.2.1:7"), 5000, &data[..]))
+                Some((addr("192.0.2.1:7"), 5000, &data[..]))
             );
         }
         lab.rest();
@@ -392,7 +389,7 @@ fn fragments_that_overlap_are_no_datagram() {
 #[test]
 fn a_segmented_frame_is_several_datagrams() {
     let mut lab = Lab::new();
-    let frame = packets::udp_frame(5000, v4("192.0.2.1:7"), &filled(250));
+    let frame = packets::udp_frame(5000, addr("192.0.2.1:7"), &filled(250));
     let meta = RxMeta {
         checksum_verified: true,
         udp_segment: NonZeroU16::new(100),
@@ -422,7 +419,11 @@ fn forbidden_destinations_reach_no_socket() {
     ];
     for (nth, to) in forbidden.iter().enumerate() {
         let to: Ipv4Addr = to.parse().unwrap();
-        lab.send(packets::udp_frame(5000, SocketAddrV4::new(to, 7), b"x"));
+        lab.send(packets::udp_frame(
+            5000,
+            SocketAddr::new(to.into(), 7),
+            b"x",
+        ));
         lab.send(echo_frame(to, b"x"));
         let ip = Ipv4::new(to, TCP);
         let syn = Segment {
@@ -466,7 +467,7 @@ fn what_can_t_be_delivered_is_told_as_a_router_would() {
     for (frame, said, by) in cases {
         lab.send(frame.clone());
         let reply = lab.reply();
-        assert_eq!((reply.icmp(), reply.src), (Some(said), by));
+        assert_eq!((reply.icmp(), reply.src), (Some(said), by.into()));
         assert_eq!(reply.payload[8..], frame[14..], "the packet is quoted");
     }
     let connect = lab.0.connect("10.0.2.3:80");

@@ -42,9 +42,15 @@ fn random_scenarios_hold_and_leave_nothing() {
         deepest.to_host += seen.to_host;
         deepest.connections += seen.connections;
         deepest.read += seen.read;
+        deepest.ipv6.to_guest += seen.ipv6.to_guest;
+        deepest.ipv6.to_host += seen.ipv6.to_host;
+        deepest.ipv6.connections += seen.ipv6.connections;
     }
     let deep = deepest.flows_opened > SEEDS && deepest.read > 0 && deepest.to_host > 1000;
     assert!(deep, "the decoder reaches the depths: {deepest:?}");
+    let six = deepest.ipv6;
+    let deep = six.to_guest > 1000 && six.to_host > 300 && six.connections > 1000;
+    assert!(deep, "over IPv6, too: {deepest:?}");
 }
 
 #[test]

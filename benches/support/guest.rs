@@ -87,7 +87,7 @@ impl Segment {
 /// The headers in front of a segment or datagram of `length` bytes.
 fn ethernet_and_ip(protocol: u8, length: u16) -> Vec<u8> {
     let mut frame = vec![0; TCP_AT];
-    let packet = emit::ethernet_ipv4(&mut frame, WIRE);
+    let packet = emit::ethernet_ip(&mut frame, WIRE, false);
     let total = length + u16::try_from(IPV4_HEADER).expect("20 bytes");
     packet[..2].copy_from_slice(&[0x45, 0]);
     packet[2..4].copy_from_slice(&total.to_be_bytes());

@@ -7,10 +7,13 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
 use std::rc::Rc;
 
-use tapgate::host::{DatagramRole, EchoSocket, Host, QueuedError, TcpSocket, Token, UdpSocket};
+use tapgate::host::{
+    DatagramRole, EchoSocket, Host, Outgoing, QueuedError, Received, ReceivedEcho, TcpSocket,
+    Token, UdpSocket,
+};
+use tapgate::net::Marks;
 
 /// Ports of the services.
 pub(crate) const ECHO: u16 = 7;
@@ -79,7 +82,16 @@ impl Host for BenchHost {
         &[]
     }
 
-    fn tcp_connect(&mut self, token: Token, remote: SocketAddr) -> io::Result<BenchTcp> {
+    fn reaches_ipv6(&mut self) -> bool {
+        true
+    }
+
+    fn tcp_connect(
+        &mut self,
+        token: Token,
+        remote: SocketAddr,
+        _marks: Marks,
+    ) -> io::Result<BenchTcp> {
         Ok(BenchTcp {
             port: remote.port(),
             server: self.open(token),
@@ -120,6 +132,12 @@ impl TcpSocket for BenchTcp {
         Ok(())
     }
 
+    fn connect_error(&mut self) -> Option<QueuedError> {
+        None
+    }
+
+    fn set_tos(&mut self, _tos: u8) {}
+
     fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.port == ECHO {
             let pending = self.server.pending.get() + bytes.len();
@@ -159,23 +177,24 @@ pub(crate) struct BenchUdp {
 }
 
 impl UdpSocket for BenchUdp {
-    fn send_to(
-        &mut self,
-        to: SocketAddr,
-        payload: &[u8],
-        _segment: Option<NonZeroU16>,
-    ) -> io::Result<()> {
+    fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()> {
+        let payload = datagram.payload;
         let (from, len, bytes) = &mut *self.server.datagram.borrow_mut();
         bytes[..payload.len()].copy_from_slice(payload);
-        (*from, *len) = (Some(to), payload.len());
+        (*from, *len) = (Some(datagram.to), payload.len());
         Ok(())
     }
 
-    fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<Received> {
         let (from, len, datagram) = &mut *self.server.datagram.borrow_mut();
         let from = from.take().ok_or(ErrorKind::WouldBlock)?;
         bytes[..*len].copy_from_slice(&datagram[..*len]);
-        Ok((*len, from))
+        Ok(Received {
+            len: *len,
+            from,
+            asked: None,
+            marks: Marks::default(),
+        })
     }
 
     fn queued_error(&mut self, _bytes: &mut [u8]) -> Option<QueuedError> {
@@ -187,11 +206,15 @@ impl UdpSocket for BenchUdp {
 pub(crate) enum NoEcho {}
 
 impl EchoSocket for NoEcho {
-    fn send_to(&mut self, _to: IpAddr, _seq: u16, _data: &[u8]) -> io::Result<()> {
+    fn send(&mut self, _to: IpAddr, _seq: u16, _data: &[u8], _marks: Marks) -> io::Result<()> {
         match *self {}
     }
 
-    fn recv_from(&mut self, _data: &mut [u8]) -> io::Result<(IpAddr, u16, usize)> {
+    fn recv(&mut self, _data: &mut [u8]) -> io::Result<ReceivedEcho> {
+        match *self {}
+    }
+
+    fn queued_error(&mut self, _bytes: &mut [u8]) -> Option<QueuedError> {
         match *self {}
     }
 }

@@ -10,7 +10,7 @@ pub(crate) mod host;
 use std::sync::Arc;
 
 use tapgate::buf::{LinkId, RxMeta, TxBatch, TxCapabilities};
-use tapgate::config::Config;
+use tapgate::config::{AddressPlan, Config};
 use tapgate::flow::Turn;
 use tapgate::host::Event;
 use tapgate::net::{Duration, Instant};
@@ -43,8 +43,13 @@ impl Bed {
             capabilities,
             guest_mac: Some(guest::GUEST_MAC),
         };
+        // IPv4 alone: no advertisement comes in between.
+        let config = Config {
+            plan: AddressPlan::default().without_ipv6(),
+            ..Config::default()
+        };
         Self {
-            stack: Stack::new(Arc::new(Config::default()), link, [1, 2, 3, 4]),
+            stack: Stack::new(Arc::new(config), link, [1, 2, 3, 4]),
             host: BenchHost::default(),
             tx: TxBatch::new(TX_FRAMES, TX_BYTES),
             now: Instant::ZERO,

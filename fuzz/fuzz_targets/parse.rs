@@ -34,11 +34,22 @@ fuzz_target!(|bytes: &[u8]| {
         "the payload is of the packet"
     );
     assert!(
-        ip.hop_limit > 0,
+        ip.protocol_at() < ip.header_len(),
+        "the protocol is named in the headers"
+    );
+    assert!(
+        ip.marks.hop_limit > 0,
         "a packet that has lived too long is dropped"
     );
     if let Some(fragment) = ip.fragment {
         assert!(fragment.offset <= 0x1fff * 8, "thirteen bits of eighths");
+    }
+    if ip.fragment.is_none() {
+        assert_eq!(
+            ip.bytes[ip.protocol_at()],
+            ip.protocol,
+            "where the headers say so"
+        );
     }
     match parse::transport(&ip) {
         Ok(Transport::Tcp(tcp)) => {
@@ -65,6 +76,16 @@ fuzz_target!(|bytes: &[u8]| {
                 echo.data.len() + 8,
                 ip.payload.len(),
                 "all behind the header"
+            );
+        }
+        Ok(Transport::Discovery(_)) => {
+            assert_eq!(ip.marks.hop_limit, 255, "no router was on the way");
+        }
+        Ok(Transport::Undelivered(ends)) => {
+            assert_eq!(
+                ends.src.is_ipv6(),
+                ends.dst.is_ipv6(),
+                "both of one packet"
             );
         }
         Err(_) => {}

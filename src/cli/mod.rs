@@ -1,4 +1,4 @@
-//! Command lines: text in, a [`Config`](crate::config::Config) and a job out.
+//! Command lines: text in, a [`Config`] and a job out.
 //!
 //! One file for each dialect and vocabulary: [`options`] is what `run` and `attach` share,
 //! [`publish`] the language of published ports, [`slirp4netns`] the peer's command line; [`job`] is
@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::Config;
 use crate::setup::attach::Target;
 use crate::setup::guest::TapPlan;
 use crate::setup::idmap::Mapping;
@@ -100,7 +101,10 @@ impl Attach {
     /// What these words ask for.
     #[must_use]
     pub fn job(&self) -> Attachment {
-        let config = self.options.config();
+        let config = Config {
+            slaac: self.no_configure,
+            ..self.options.config()
+        };
         let mut tap = TapPlan::new(&config, self.interface(), self.options.mac.map(|mac| mac.0));
         if self.no_configure {
             tap.addresses = None;

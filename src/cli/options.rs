@@ -7,10 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use ipnet::Ipv6Net;
 
 use super::publish::{self, Spec};
 use crate::config::{
-    AddressPlan, Config, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MIN_MTU, Outbound,
+    AddressPlan, Config, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MIN_MTU, Outbound, UdpFiltering,
 };
 use crate::net::Mac;
 use crate::setup::sandbox::Switch;
@@ -36,15 +37,43 @@ pub enum OnOff {
     Off,
 }
 
+/// Who may send to a guest's UDP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Filtering {
+    /// Anybody, once the guest has sent.
+    #[default]
+    Open,
+    /// Addresses that the guest has sent to.
+    Address,
+    /// Addresses and ports that the guest has sent to.
+    Endpoint,
+}
+
+impl From<Filtering> for UdpFiltering {
+    fn from(filtering: Filtering) -> Self {
+        match filtering {
+            Filtering::Open => Self::Open,
+            Filtering::Address => Self::Address,
+            Filtering::Endpoint => Self::Endpoint,
+        }
+    }
+}
+
 /// What `run` and `attach` share.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Largest packet on the tap, bytes (576 to 65521)
+    /// Largest packet on the tap, bytes (576 to 65521; IPv6 needs 1280)
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(i64::from(MIN_MTU)..=i64::from(MAX_MTU)))]
     pub mtu: u16,
     /// The virtual subnet: gateway .2, resolver .3, DHCP from .15, address .100
     #[arg(long, value_name = "CIDR", default_value = "10.0.2.0/24", value_parser = subnet)]
     pub subnet: AddressPlan,
+    /// The virtual IPv6 subnet: gateway ::2, resolver ::3, address ::100
+    #[arg(long, value_name = "CIDR", default_value = "fd00::/64", value_parser = subnet6)]
+    pub subnet6: Ipv6Net,
+    /// IPv4 alone
+    #[arg(long)]
+    pub no_ipv6: bool,
     /// Ethernet address of the tap inside
     #[arg(long, value_name = "MAC", value_parser = mac)]
     pub mac: Option<Mac>,
@@ -69,6 +98,10 @@ pub struct Options {
         help = "Publish a port: [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], or ranges a-b:c-d (repeatable)"
     )]
     pub publish: Vec<Spec>,
+    /// Who may send to a UDP port of the guest's: anybody once it has sent (STUN and games rely on
+    /// that), addresses that it sent to, or endpoints that it sent to
+    #[arg(long, value_enum, default_value_t, value_name = "WHO")]
+    pub udp_filtering: Filtering,
     /// Limit on connections and associations together
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub max_flows: u32,
@@ -93,9 +126,9 @@ impl Options {
     /// The configuration that these words ask for, without the host's search list.
     #[must_use]
     pub fn config(&self) -> Config {
-        let guest = self.subnet.guest().into();
+        let plan = self.plan();
         Config {
-            plan: self.subnet,
+            plan,
             mtu: self.mtu,
             host_loopback: !self.no_host_loopback,
             dns: match (self.no_dns, self.dns.is_empty()) {
@@ -108,16 +141,26 @@ impl Options {
             publish: self
                 .publish
                 .iter()
-                .flat_map(|spec| spec.rules(guest))
+                .flat_map(|spec| spec.rules(&plan))
                 .collect(),
             max_flows: self.max_flows,
             offload: self.offload == OnOff::On,
             search: Vec::new(),
+            udp_filtering: self.udp_filtering.into(),
+            slaac: true,
         }
     }
-}
 
-impl Options {
+    /// The roles of addresses in both families.
+    fn plan(&self) -> AddressPlan {
+        if self.no_ipv6 {
+            return self.subnet;
+        }
+        // The parser has refused what has no room.
+        let plan = self.subnet.with_ipv6(self.subnet6).unwrap_or(self.subnet);
+        plan.for_mtu(self.mtu)
+    }
+
     /// The last that was said for a family; an interface is for both.
     fn outbound(&self, ipv6: bool) -> Option<Outbound> {
         let mut said = self.outbound.iter().rev();
@@ -134,6 +177,16 @@ fn subnet(word: &str) -> Result<AddressPlan, String> {
         .parse()
         .map_err(|_| "write a network such as 10.0.2.0/24".to_owned())?;
     AddressPlan::new(net).map_err(|error| error.to_string())
+}
+
+fn subnet6(word: &str) -> Result<Ipv6Net, String> {
+    let net = word
+        .parse()
+        .map_err(|_| "write a network such as fd00::/64".to_owned())?;
+    match AddressPlan::default().with_ipv6(net) {
+        Ok(_) => Ok(net),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn mac(word: &str) -> Result<Mac, String> {

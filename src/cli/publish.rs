@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use crate::config::{Protocol, Publish};
+use crate::config::{AddressPlan, Protocol, Publish};
 
 /// One `--publish` option.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +18,11 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// A rule for each port.
-    pub fn rules(&self, guest: IpAddr) -> impl Iterator<Item = Publish> {
+    /// A rule for each port. What comes in by IPv6 goes on by IPv6, where the guest has that.
+    pub fn rules(&self, plan: &AddressPlan) -> impl Iterator<Item = Publish> {
         let (protocol, host) = (self.protocol, self.host);
+        let guest6 = plan.guest6().filter(|_| host.is_ipv6());
+        let guest = guest6.map_or_else(|| plan.guest().into(), IpAddr::V6);
         self.host_ports
             .clone()
             .zip(self.guest_ports.clone())
@@ -99,10 +101,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn rules(word: &str) -> Vec<String> {
-        let guest = [10, 0, 2, 100].into();
+        let plan = AddressPlan::default();
         parse(word)
             .unwrap()
-            .rules(guest)
+            .rules(&plan)
             .map(|rule| format!("{}>{}/{:?}", rule.host, rule.guest, rule.protocol))
             .collect()
     }
@@ -114,7 +116,7 @@ mod tests {
             rules("127.0.0.1:53:5353/udp"),
             ["127.0.0.1:53>10.0.2.100:5353/Udp"]
         );
-        assert_eq!(rules("[::1]:1:2/tcp"), ["[::1]:1>10.0.2.100:2/Tcp"]);
+        assert_eq!(rules("[::1]:1:2/tcp"), ["[::1]:1>[fd00::100]:2/Tcp"]);
         assert_eq!(
             rules("1-2:5-6"),
             ["0.0.0.0:1>10.0.2.100:5/Tcp", "0.0.0.0:2>10.0.2.100:6/Tcp"]

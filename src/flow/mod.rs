@@ -8,15 +8,18 @@
 
 pub mod echo;
 pub mod key;
+pub mod named_stream;
 pub mod query;
 pub mod table;
 pub mod tcp;
+mod tcp_device;
 pub mod tcp_engine;
 pub mod udp;
 
 use crate::buf::TxBatch;
 use crate::host::Host;
 use crate::net::Instant;
+use named_stream::Stream;
 
 /// What every step of a turn needs: the time, the host, and room for frames to the guest.
 pub struct Turn<'a, H> {
@@ -31,7 +34,7 @@ pub struct Turn<'a, H> {
 /// A conversation of any kind.
 pub enum Flow<H: Host> {
     /// A TCP connection.
-    Tcp(tcp::TcpFlow<H::Tcp>),
+    Tcp(tcp::TcpFlow<Stream<H::Tcp>>),
     /// A guest's UDP port.
     Udp(udp::UdpFlow<H::Udp>),
     /// A host's client of a published UDP port.

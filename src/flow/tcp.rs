@@ -12,7 +12,7 @@ use smoltcp::socket::tcp::{RecvError, State};
 
 use super::tcp_engine::{Engine, EnginePool, LastSent, Path, Syn};
 use crate::buf::TxBatch;
-use crate::host::{Event, TcpSocket};
+use crate::host::{Event, QueuedError, TcpSocket};
 use crate::net::emit::{self, BareSegment, Ends};
 use crate::net::parse::{self, TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, Wire};
@@ -99,6 +99,8 @@ struct Open<S> {
     guest_ended: bool,
     /// Until when the guest must have answered.
     guest_deadline: Option<Instant>,
+    /// Type of service of the guest's latest segment.
+    tos: u8,
 }
 
 /// What ended one direction early.
@@ -161,6 +163,14 @@ impl<S: TcpSocket> TcpFlow<S> {
         }
     }
 
+    /// What the network said about a connect that failed, where it was the network.
+    pub fn connect_error(&mut self) -> Option<QueuedError> {
+        match &mut self.state {
+            Phase::Connecting { socket, .. } => socket.connect_error(),
+            Phase::Open(_) | Phase::TimeWait(_) | Phase::Gone => None,
+        }
+    }
+
     /// The guest's SYN, while it waits.
     #[must_use]
     pub const fn waiting_syn(&self) -> Option<Syn> {
@@ -199,11 +209,9 @@ impl<S: TcpSocket> TcpFlow<S> {
             return Connected::Failed(ErrorKind::InvalidInput.into());
         }
         if let Phase::Connecting { socket, .. } = std::mem::replace(&mut self.state, Phase::Gone) {
-            self.state = Phase::Open(Box::new(Open::new(
-                engine,
-                socket,
-                Some(now + GUEST_PATIENCE),
-            )));
+            let mut open = Open::new(engine, socket, Some(now + GUEST_PATIENCE));
+            open.tos = syn.tos;
+            self.state = Phase::Open(Box::new(open));
         }
         Connected::Yes
     }
@@ -232,6 +240,7 @@ impl<S: TcpSocket> TcpFlow<S> {
                     *syn = Syn {
                         seq: segment.seq,
                         window: segment.window,
+                        tos: segment.tos,
                         options: parse::syn_options(segment.bytes(packet)),
                     };
                 }
@@ -249,6 +258,15 @@ impl<S: TcpSocket> TcpFlow<S> {
                 false
             }
             Phase::Gone => true,
+        }
+    }
+
+    /// The guest does not want the connection that is being opened to it; one that is open lives on
+    /// (RFC 1122 4.2.3.9). True when the flow wants to be pumped.
+    pub fn refuse(&mut self) -> bool {
+        match &mut self.state {
+            Phase::Open(open) => open.refuse(),
+            Phase::Connecting { .. } | Phase::TimeWait(_) | Phase::Gone => false,
         }
     }
 
@@ -272,6 +290,7 @@ impl<S: TcpSocket> TcpFlow<S> {
             ack: last.ack,
             flags: tcp_flags::ACK,
             window: last.window,
+            timestamps: last.timestamps,
         };
         emit::tcp_bare(tx, self.path.wire, segment);
     }
@@ -325,6 +344,18 @@ impl<S: TcpSocket> TcpFlow<S> {
     }
 }
 
+/// The connection is over. Anything else that a socket has kept is a complaint of a router's, which
+/// an open connection outlives (RFC 1122 4.2.3.9).
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::TimedOut
+    )
+}
+
 impl<S: TcpSocket> Open<S> {
     fn new(engine: Engine, socket: S, guest_deadline: Option<Instant>) -> Self {
         // A fresh socket is taken to be ready: a call finds out for less than an event costs.
@@ -341,6 +372,7 @@ impl<S: TcpSocket> Open<S> {
             host_ended: false,
             guest_ended: false,
             guest_deadline,
+            tos: 0,
         }
     }
 
@@ -383,12 +415,19 @@ impl<S: TcpSocket> Open<S> {
                 | State::TimeWait => self.guest_deadline = None,
             }
         }
-        let moved = self.carry_to_host()? + self.carry_to_guest()?;
+        // Before: there may be room again. Between: what was sent may have its answer at once.
+        self.wake();
+        let to_host = self.carry_to_host()?;
+        self.wake();
+        let moved = to_host + self.carry_to_guest()?;
         self.engine.carried(moved);
         if self.guest_reset || self.ended_too_soon() {
             return Err(Failure::Guest);
         }
-        if std::mem::take(&mut self.look_for_error) && self.socket.connect_outcome().is_err() {
+        if std::mem::take(&mut self.look_for_error)
+            && let Err(error) = self.socket.connect_outcome()
+            && is_end(&error)
+        {
             return Err(Failure::Host);
         }
         Ok(moved)
@@ -405,6 +444,10 @@ impl<S: TcpSocket> Open<S> {
     /// A segment of the guest.
     fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
         self.silent = false;
+        if segment.tos != self.tos {
+            self.tos = segment.tos;
+            self.socket.set_tos(segment.tos);
+        }
         // RFC 9293 3.10.7.4: after both ends of stream a RST is the end, not a failure. A guest that
         // has forgotten the connection sends one for our FIN, if its last acknowledgement was lost.
         let ending = matches!(
@@ -414,6 +457,20 @@ impl<S: TcpSocket> Open<S> {
         self.engine.segment(now, tx, segment, packet);
         let closed = matches!(self.engine.socket().state(), State::Closed | State::Listen);
         self.guest_reset |= closed && !ending && segment.has(tcp_flags::RST);
+    }
+
+    fn wake(&mut self) {
+        let woken = self.socket.woken();
+        self.readable |= woken.readable;
+        self.writable |= woken.writable;
+    }
+
+    fn refuse(&mut self) -> bool {
+        let opening = self.engine.socket().state() == State::SynSent;
+        if opening {
+            self.engine.socket().abort();
+        }
+        opening
     }
 
     /// Guest to host: the receive ring is handed to `send` in place.

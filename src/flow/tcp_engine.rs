@@ -1,43 +1,39 @@
-//! One TCP endpoint towards the guest: an `Interface` with a single socket, and the one-packet
-//! device between it and a transmit batch.
+//! One TCP endpoint towards the guest: an `Interface` with a single socket.
 //!
 //! This and [`tcp`](super::tcp) are the only files that name smoltcp's TCP socket. Comes in: IP
 //! packets that the parser has passed, and the time. Goes out: frames with the offloads that the
 //! link does, or complete ones. The engine has no policy: it neither opens nor closes by itself.
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::ops::Range;
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::{
-    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken,
-    TxToken,
-};
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::{ConnectError, ListenError, Socket, SocketBuffer, State};
 use smoltcp::wire::{
     HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpProtocol, IpRepr, TcpControl, TcpRepr,
-    TcpSeqNumber,
+    TcpSeqNumber, TcpTimestampRepr,
 };
 
-use crate::buf::{
-    ETHERNET_HEADER, Offload, PartialChecksum, TcpSegmentation, TxBatch, TxCapabilities,
-};
-use crate::net::checksum::{Sum, complete};
+use super::tcp_device::{MSS, NullDevice, OnePacket, capabilities, option};
+use crate::buf::TxBatch;
 use crate::net::parse::{self, SynOptions, TcpSegment, tcp_flags};
-use crate::net::{Duration, Instant, PROTOCOL_TCP, Wire, emit};
+use crate::net::{Duration, Instant, emit};
+
+pub use super::tcp_device::{LastSent, Path};
 
 /// Bytes of each direction's ring. Less costs throughput (design.md 1.4); the memory is committed
 /// as it is used.
 pub const RING: usize = 1 << 20;
 
-/// Largest IP packet that is handed to a link for segmentation.
-const MAX_SEGMENT_PACKET: usize = 65_535;
+/// The scale that smoltcp announces for a ring of that size: the least by which its window fits 16 bits.
+const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
+
+/// Where a TCP header has its flags.
+const FLAGS: usize = 13;
 
 /// Headers of a segment without payload are no longer than this: 60 bytes each at most.
 const MAX_HEADERS: usize = 120;
-
-/// Distance from the start of a TCP header to its checksum field.
-const CHECKSUM_FIELD: u16 = 16;
 
 /// An idle guest is probed after this time (RFC 5382 REQ-5 forbids less than 2 h 4 min before a
 /// connection is given up; the probe itself may come earlier).
@@ -62,17 +58,6 @@ const _: () = assert!(
     "smoltcp's default features crept in"
 );
 
-/// How frames reach the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Path {
-    /// The link and both Ethernet addresses.
-    pub wire: Wire,
-    /// Largest IP packet, bytes.
-    pub mtu: u16,
-    /// What the link does for us.
-    pub capabilities: TxCapabilities,
-}
-
 /// The connection request of a guest, kept while the host connects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Syn {
@@ -80,20 +65,10 @@ pub struct Syn {
     pub seq: u32,
     /// Window field.
     pub window: u16,
+    /// Type of service.
+    pub tos: u8,
     /// Options.
     pub options: SynOptions,
-}
-
-/// The sequence space of the last segment sent: all that is left to answer with once a
-/// connection is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LastSent {
-    /// Sequence number of that segment.
-    pub seq: u32,
-    /// Acknowledgement number of that segment.
-    pub ack: u32,
-    /// Window field of that segment.
-    pub window: u16,
 }
 
 /// A TCP endpoint towards the guest.
@@ -102,10 +77,14 @@ pub struct Engine {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     path: Path,
+    /// Largest payload of a segment that the guest takes.
+    mss: u16,
     last: LastSent,
     carried: u64,
     /// The guest's window scale (RFC 7323), at most 14.
     scale: u8,
+    /// Both ends scale their windows.
+    scales: bool,
     varied: bool,
 }
 
@@ -152,29 +131,14 @@ impl EnginePool {
             sockets,
             handle,
             path,
+            mss: path.mss(),
             last: LastSent::default(),
             carried: 0,
             scale: 0,
+            scales: false,
             varied: false,
         }
     }
-}
-
-/// What smoltcp must know of the link.
-fn capabilities(path: Path) -> DeviceCapabilities {
-    let mut caps = DeviceCapabilities::default();
-    caps.medium = Medium::Ip;
-    caps.max_transmission_unit = usize::from(path.mtu);
-    caps.checksum = ChecksumCapabilities::ignored();
-    // Received headers are verified by the parser; sent ones are summed by smoltcp.
-    caps.checksum.ipv4 = Checksum::Tx;
-    if path.capabilities.tso4 {
-        caps.segmentation.tcpv4 = NonZeroUsize::new(MAX_SEGMENT_PACKET);
-    }
-    if path.capabilities.tso6 {
-        caps.segmentation.tcpv6 = NonZeroUsize::new(MAX_SEGMENT_PACKET);
-    }
-    caps
 }
 
 impl Engine {
@@ -200,6 +164,8 @@ impl Engine {
         socket.set_ack_delay(None);
         socket.set_keep_alive(Some(KEEPALIVE));
         socket.set_timeout(Some(SILENCE));
+        // Offered, and taken where the guest offers it; the time is written in by the device.
+        socket.set_tsval_generator(Some(|| 0));
         socket
     }
 
@@ -215,11 +181,32 @@ impl Engine {
         syn: Syn,
     ) -> Result<(), ListenError> {
         let local = endpoint(ends.dst);
-        self.scale = syn.options.window_scale.unwrap_or(0);
+        self.note_scale(syn.options.window_scale);
         self.prepare().listen(local)?;
-        let replay = syn_packet(ends, syn);
+        let mut options = syn.options;
+        options.mss = Some(self.agree(options.mss));
+        let replay = syn_packet(ends, Syn { options, ..syn });
         self.ingress(now, tx, &replay);
         Ok(())
+    }
+
+    fn note_scale(&mut self, announced: Option<u8>) {
+        self.scale = announced.unwrap_or(0);
+        self.scales = announced.is_some();
+    }
+
+    /// Takes the largest segment that a guest announces for what its link can carry.
+    fn agree(&mut self, announced: Option<u16>) -> u16 {
+        /// What who announces nothing takes (RFC 9293 3.7.1), and the least that smoltcp sends.
+        const DEFAULT: u16 = 536;
+        const DEFAULT6: u16 = 1220;
+        const LEAST: u16 = 48;
+        let silent = if self.path.ipv6 { DEFAULT6 } else { DEFAULT };
+        self.mss = announced
+            .filter(|mss| *mss > 0)
+            .unwrap_or(silent)
+            .clamp(LEAST, self.path.mss().max(LEAST));
+        self.mss
     }
 
     /// Begins a connection to the guest at `ends.dst` from `ends.src`.
@@ -238,9 +225,14 @@ impl Engine {
 
     /// Takes one segment of this connection from the guest; `packet` is its whole IP packet.
     pub fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
-        if segment.has(tcp_flags::SYN) {
-            let options = parse::syn_options(segment.bytes(packet));
-            self.scale = options.window_scale.unwrap_or(0);
+        let header = packet.len() - segment.payload_len - segment.header_len;
+        if segment.has(tcp_flags::SYN) && self.socket().state() == State::SynSent {
+            return self.syn_ack(now, tx, packet, header..header + segment.header_len);
+        }
+        if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
+            let mut without = packet.to_vec();
+            without[header + FLAGS] &= !tcp_flags::FIN;
+            return self.ingress(now, tx, &without);
         }
         let window = if self.only_fin_outstanding() {
             Some(1)
@@ -258,11 +250,38 @@ impl Engine {
         }
     }
 
+    /// The guest agrees to a connection; `header` is where its TCP header stands.
+    fn syn_ack(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8], header: Range<usize>) {
+        // One for each connection: it may be copied, whatever it carries.
+        let mut packet = packet.to_vec();
+        let header = &mut packet[header];
+        let options = parse::syn_options(header);
+        self.note_scale(options.window_scale);
+        let agreed = self.agree(options.mss);
+        if let Some(announced) = option(header, MSS) {
+            *announced = agreed.to_be_bytes();
+        }
+        self.ingress(now, tx, &packet);
+    }
+
+    /// Some of a segment's payload is beyond the window that the guest was given. smoltcp 0.14 takes the
+    /// rest, and a FIN behind what it left out; without its FIN the segment is only one to be repeated.
+    fn is_beyond_window(&self, segment: &TcpSegment) -> bool {
+        let payload = u32::try_from(segment.payload_len).unwrap_or(u32::MAX);
+        let end = segment.seq.wrapping_add(payload);
+        let shift = if self.scales { RING_SCALE } else { 0 };
+        let edge = self
+            .last
+            .ack
+            .wrapping_add(u32::from(self.last.window) << shift);
+        end.wrapping_sub(edge).cast_signed() > 0
+    }
+
     /// The window less one, if it is too small for a whole segment. An open one is not closed by that,
     /// since nothing would probe it, nor made larger, since what goes beyond it is lost.
     fn small_window(&self, segment: &TcpSegment) -> Option<u16> {
         let bytes = u32::from(segment.window) << self.scale;
-        let small = bytes < u32::from(self.path.mtu) && !segment.has(tcp_flags::SYN);
+        let small = bytes < u32::from(self.mss) && !segment.has(tcp_flags::SYN);
         (small && segment.window > 1).then(|| segment.window - 1)
     }
 
@@ -301,6 +320,8 @@ impl Engine {
             bulk: false,
             tx,
             path: &self.path,
+            mss: self.mss,
+            now,
             last: &mut self.last,
         };
         self.interface
@@ -316,6 +337,8 @@ impl Engine {
                 bulk,
                 tx,
                 path: &self.path,
+                mss: self.mss,
+                now,
                 last: &mut self.last,
             };
             let sent = self
@@ -351,7 +374,10 @@ fn syn_packet(ends: emit::Ends, syn: Syn) -> Vec<u8> {
         max_seg_size: syn.options.mss,
         sack_permitted: syn.options.sack_permitted,
         sack_ranges: [None; 3],
-        timestamp: None,
+        timestamp: syn
+            .options
+            .timestamp
+            .map(|sent| TcpTimestampRepr::new(sent, 0)),
         payload: &[],
     };
     let (src, dst): (IpAddress, IpAddress) = (ends.src.ip().into(), ends.dst.ip().into());
@@ -362,193 +388,4 @@ fn syn_packet(ends: emit::Ends, syn: Syn) -> Vec<u8> {
     let mut segment = smoltcp::wire::TcpPacket::new_unchecked(&mut packet[ip.header_len()..]);
     tcp.emit(&mut segment, &src, &dst, &caps);
     packet
-}
-
-/// A device for constructing an `Interface`, which asks it for its capabilities only.
-struct NullDevice(DeviceCapabilities);
-
-impl Device for NullDevice {
-    type RxToken<'a> = NoPacket;
-    type TxToken<'a> = NoPacket;
-
-    fn receive(&mut self, _now: Instant) -> Option<(NoPacket, NoPacket)> {
-        None
-    }
-
-    fn transmit(&mut self, _now: Instant) -> Option<NoPacket> {
-        None
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        self.0.clone()
-    }
-}
-
-/// A token that is never given out.
-enum NoPacket {}
-
-impl RxToken for NoPacket {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, _f: F) -> R {
-        match self {}
-    }
-}
-
-impl TxToken for NoPacket {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _len: usize, _f: F) -> R {
-        match self {}
-    }
-}
-
-/// The device of one poll: at most one packet in, frames out to the batch.
-struct OnePacket<'a> {
-    packet: Option<&'a [u8]>,
-    bulk: bool,
-    tx: &'a mut TxBatch,
-    path: &'a Path,
-    last: &'a mut LastSent,
-}
-
-impl Device for OnePacket<'_> {
-    type RxToken<'a>
-        = Received<'a>
-    where
-        Self: 'a;
-    type TxToken<'a>
-        = Transmit<'a>
-    where
-        Self: 'a;
-
-    fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Transmit<'_>)> {
-        let packet = self.packet.take()?;
-        // An answer to a segment is short and may use the reserve, so no room is asked for.
-        let token = Transmit {
-            tx: self.tx,
-            path: self.path,
-            last: self.last,
-            segment: None,
-        };
-        Some((Received(packet), token))
-    }
-
-    fn transmit(&mut self, _now: Instant) -> Option<Transmit<'_>> {
-        let room = !self.bulk || self.tx.has_room();
-        room.then_some(Transmit {
-            tx: self.tx,
-            path: self.path,
-            last: self.last,
-            segment: None,
-        })
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        capabilities(*self.path)
-    }
-}
-
-struct Received<'a>(&'a [u8]);
-
-impl RxToken for Received<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.0)
-    }
-}
-
-struct Transmit<'a> {
-    tx: &'a mut TxBatch,
-    path: &'a Path,
-    last: &'a mut LastSent,
-    segment: Option<std::num::NonZeroU16>,
-}
-
-impl TxToken for Transmit<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let Self {
-            tx,
-            path,
-            last,
-            segment,
-        } = self;
-        let mut write = Some(f);
-        let mut result = None;
-        tx.push(path.wire.link, ETHERNET_HEADER + len, |frame| {
-            // `push` calls this at most once, so the closure is there.
-            if let Some(write) = write.take() {
-                let packet = emit::ethernet_ipv4(frame, path.wire);
-                result = Some(write(packet));
-            }
-            (finish(frame, path.capabilities, segment, last), ())
-        });
-        // No room: the frame is lost as on any link, but the closure must have its bytes.
-        match (result, write) {
-            (Some(result), _) => result,
-            (None, Some(write)) => write(&mut vec![0; len]),
-            (None, None) => unreachable_write(),
-        }
-    }
-
-    fn set_meta(&mut self, meta: PacketMeta) {
-        self.segment = meta.segmentation_offload_size;
-    }
-}
-
-/// `write` was taken only where `result` was set.
-#[expect(
-    clippy::panic,
-    reason = "both arms above cover every state that `push` can leave"
-)]
-fn unreachable_write() -> ! {
-    panic!("a transmit closure ran without a result")
-}
-
-/// Completes a frame that smoltcp wrote: the checksum, or what the link needs to complete it.
-fn finish(
-    frame: &mut [u8],
-    capabilities: TxCapabilities,
-    segment: Option<std::num::NonZeroU16>,
-    last: &mut LastSent,
-) -> Offload {
-    let packet = &frame[ETHERNET_HEADER..];
-    let ipv6 = packet[0] >> 4 == 6;
-    let header_len = if ipv6 { 40 } else { 20 };
-    let tcp = &packet[header_len..];
-    let word = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
-    *last = LastSent {
-        seq: word(4),
-        ack: word(8),
-        window: u16::from_be_bytes([tcp[14], tcp[15]]),
-    };
-    let tcp_header = usize::from(tcp[12] >> 4) * 4;
-    let start = ETHERNET_HEADER + header_len;
-    let length = u16::try_from(tcp.len()).unwrap_or(u16::MAX);
-    let pseudo = pseudo_header(packet, ipv6, length).fold();
-    frame[start + 16..start + 18].copy_from_slice(&pseudo.to_be_bytes());
-    if !capabilities.checksum {
-        complete(frame, start, usize::from(CHECKSUM_FIELD));
-        return Offload::NONE;
-    }
-    let header = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
-    Offload {
-        checksum: Some(PartialChecksum {
-            start: header(start),
-            offset: CHECKSUM_FIELD,
-        }),
-        segment: segment.map(|size| TcpSegmentation {
-            ipv6,
-            size,
-            header_len: header(start + tcp_header),
-        }),
-    }
-}
-
-fn pseudo_header(packet: &[u8], ipv6: bool, length: u16) -> Sum {
-    // The addresses stand next to each other in both headers, so their order does not matter.
-    let addresses = if ipv6 {
-        &packet[8..40]
-    } else {
-        &packet[12..20]
-    };
-    Sum::default()
-        .bytes(addresses)
-        .word(u16::from(PROTOCOL_TCP))
-        .word(length)
 }

@@ -3,9 +3,10 @@
 //! Idle times follow RFC 4787 REQ-5 where the issue of names does not ask for less; moving the
 //! datagrams is done in `stack/udp.rs`, which knows what addresses mean.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::DNS_PORT;
+use crate::config::{DNS_PORT, UdpFiltering};
 use crate::net::{Duration, Instant, Wire};
 
 /// A port that only ever spoke to a DNS server is given up soon.
@@ -14,6 +15,47 @@ const DNS_IDLE: Duration = Duration::from_secs(10);
 const UNREPLIED_IDLE: Duration = Duration::from_secs(30);
 /// A port in use both ways.
 const IDLE: Duration = Duration::from_secs(180);
+
+/// Endpoints that a port may have sent to and still be answered by, where filtering is strict; the
+/// oldest give way.
+const MAX_CORRESPONDENTS: usize = 512;
+
+/// Whom a guest's port has sent to, as far as filtering needs to know (RFC 4787 section 5).
+struct Correspondents {
+    filtering: UdpFiltering,
+    /// The latest at the end.
+    sent_to: VecDeque<SocketAddr>,
+}
+
+impl Correspondents {
+    /// What of an endpoint counts.
+    fn relevant(&self, remote: SocketAddr) -> Option<SocketAddr> {
+        match self.filtering {
+            UdpFiltering::Open => None,
+            UdpFiltering::Address => Some(SocketAddr::new(remote.ip(), 0)),
+            UdpFiltering::Endpoint => Some(SocketAddr::new(remote.ip(), remote.port())),
+        }
+    }
+
+    fn note(&mut self, remote: SocketAddr) {
+        let Some(remote) = self.relevant(remote) else {
+            return;
+        };
+        if self.sent_to.back() == Some(&remote) {
+            return;
+        }
+        self.sent_to.retain(|known| *known != remote);
+        if self.sent_to.len() >= MAX_CORRESPONDENTS {
+            self.sent_to.pop_front();
+        }
+        self.sent_to.push_back(remote);
+    }
+
+    fn admit(&self, remote: SocketAddr) -> bool {
+        self.relevant(remote)
+            .is_none_or(|remote| self.sent_to.iter().rev().any(|known| *known == remote))
+    }
+}
 
 /// A guest's UDP endpoint and its host socket.
 pub struct UdpFlow<S> {
@@ -25,24 +67,36 @@ pub struct UdpFlow<S> {
     pub wire: Wire,
     replied: bool,
     only_dns: bool,
+    correspondents: Correspondents,
 }
 
 impl<S> UdpFlow<S> {
     /// A flow that has carried nothing yet.
     #[must_use]
-    pub fn new(socket: S, guest: SocketAddr, wire: Wire) -> Self {
+    pub fn new(socket: S, guest: SocketAddr, wire: Wire, filtering: UdpFiltering) -> Self {
         Self {
             socket,
             guest,
             wire,
             replied: false,
             only_dns: true,
+            correspondents: Correspondents {
+                filtering,
+                sent_to: VecDeque::new(),
+            },
         }
+    }
+
+    /// `from` may send to this port.
+    #[must_use]
+    pub fn admits(&self, from: SocketAddr) -> bool {
+        self.correspondents.admit(from)
     }
 
     /// Notes a datagram to `to`; returns the new deadline.
     pub fn sent(&mut self, now: Instant, to: SocketAddr) -> Instant {
         self.only_dns &= to.port() == DNS_PORT;
+        self.correspondents.note(to);
         now + self.idle()
     }
 
@@ -87,14 +141,39 @@ mod tests {
     use crate::buf::LinkId;
     use crate::net::Mac;
 
-    #[test]
-    fn idle_time_follows_use() {
+    fn flow(filtering: UdpFiltering) -> UdpFlow<()> {
         let wire = Wire {
             link: LinkId(0),
             src: Mac([0; 6]),
             dst: Mac([0; 6]),
         };
-        let mut flow = UdpFlow::new((), "10.0.2.100:9".parse().unwrap(), wire);
+        UdpFlow::new((), "10.0.2.100:9".parse().unwrap(), wire, filtering)
+    }
+
+    #[test]
+    fn filtering_is_as_strict_as_asked_for() {
+        for (filtering, same_address, stranger) in [
+            (UdpFiltering::Open, true, true),
+            (UdpFiltering::Address, true, false),
+            (UdpFiltering::Endpoint, false, false),
+        ] {
+            let mut flow = flow(filtering);
+            let now = Instant::from_secs(0);
+            flow.sent(now, "192.0.2.1:7".parse().unwrap());
+            for number in 1..=MAX_CORRESPONDENTS - 1 {
+                let port = u16::try_from(number).unwrap();
+                flow.sent(now, SocketAddr::from(([192, 0, 2, 2], port)));
+            }
+            assert!(flow.admits("192.0.2.1:7".parse().unwrap()));
+            assert_eq!(flow.admits("192.0.2.1:8".parse().unwrap()), same_address);
+            assert_eq!(flow.admits("192.0.2.3:7".parse().unwrap()), stranger);
+            assert!(flow.correspondents.sent_to.len() <= MAX_CORRESPONDENTS);
+        }
+    }
+
+    #[test]
+    fn idle_time_follows_use() {
+        let mut flow = flow(UdpFiltering::Open);
         let now = Instant::from_secs(0);
         assert_eq!(flow.sent(now, "192.0.2.1:53".parse().unwrap()).secs(), 10);
         assert_eq!(flow.sent(now, "192.0.2.1:54".parse().unwrap()).secs(), 30);

@@ -5,7 +5,6 @@
 //! values: dropping one closes it, so a flow that goes can't leak its descriptor. What a
 //! [`Token`] stands for only the stack knows; a host hands it back with each event.
 
-mod datagram;
 pub mod kernel;
 pub mod resolv_conf;
 pub mod resolv_text;
@@ -15,6 +14,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
+use crate::net::Marks;
 use crate::net::emit::IcmpError;
 
 /// Names the owner of a socket in events. Opaque to the host; the stack puts a generation in, so
@@ -40,28 +40,110 @@ pub struct Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatagramRole {
     /// Sends to anybody and hears anybody (RFC 4787 endpoint-independent), in one address family.
-    Outbound {
-        /// The family of the addresses it will send to.
-        ipv6: bool,
-    },
+    Outbound(PortWish),
     /// Speaks with the host's own loopback, past the outbound interface.
-    Loopback,
+    Loopback(PortWish),
     /// Speaks with one peer only: other senders are not heard.
     Connected(SocketAddr),
     /// Listens at a published address.
     Published(SocketAddr),
 }
 
-/// An error that the network reported for a datagram sent earlier.
+/// Which port a socket should have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortWish {
+    /// The family of the addresses it will send to.
+    pub ipv6: bool,
+    /// The guest's own port (RFC 4787 4.2.1); 0 where any will do.
+    pub port: u16,
+    /// Where the search begins for another of the same parity, should that one be taken; unpredictable
+    /// (RFC 6056).
+    pub spare: u16,
+}
+
+impl PortWish {
+    /// Ports that are tried before any will do.
+    const ATTEMPTS: u16 = 16;
+
+    /// The ports to try, best first; 0 is any.
+    pub(crate) fn candidates(self) -> impl Iterator<Item = u16> {
+        let Self { port, spare, .. } = self;
+        let others = (0..Self::ATTEMPTS).map(move |number| {
+            // The upper half of all ports, in steps that keep the parity.
+            let place = spare.wrapping_add(number.wrapping_mul(2)) & !1;
+            0x8000 | place | (port & 1)
+        });
+        let wanted = (port != 0).then_some(port);
+        let others = others.filter(move |_| port != 0);
+        wanted.into_iter().chain(others).chain(Some(0))
+    }
+}
+
+/// A datagram on its way to the host's network.
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing<'a> {
+    /// Its destination.
+    pub to: SocketAddr,
+    /// The address that it must leave from, where the socket has several.
+    pub from: Option<IpAddr>,
+    /// Its payload, or that of several.
+    pub payload: &'a [u8],
+    /// Bytes of each, where there are several.
+    pub segment: Option<NonZeroU16>,
+    /// How it is to look; as the host's datagrams do where nothing is said.
+    pub marks: Option<Marks>,
+}
+
+impl<'a> Outgoing<'a> {
+    /// One datagram that looks as the host's do.
+    #[must_use]
+    pub const fn plain(to: SocketAddr, payload: &'a [u8]) -> Self {
+        Self {
+            to,
+            from: None,
+            payload,
+            segment: None,
+            marks: None,
+        }
+    }
+}
+
+/// What is known of a received datagram beside its payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes of payload.
+    pub len: usize,
+    /// Its sender.
+    pub from: SocketAddr,
+    /// The address that it came to, where the socket has several and the answer must name it.
+    pub asked: Option<IpAddr>,
+    /// How it looked when it arrived.
+    pub marks: Marks,
+}
+
+/// What is known of an echo reply beside its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReceivedEcho {
+    /// Bytes of data.
+    pub len: usize,
+    /// Who answered.
+    pub from: IpAddr,
+    /// The sequence number of the request.
+    pub seq: u16,
+    /// How it looked when it arrived.
+    pub marks: Marks,
+}
+
+/// An error that the network reported for something sent earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueuedError {
     /// The ICMP error, as it is to be passed on.
     pub error: IcmpError,
     /// The router or host that reported it, where it is known.
     pub reporter: Option<IpAddr>,
-    /// Where the datagram was sent to.
+    /// Where the packet was sent to.
     pub destination: SocketAddr,
-    /// Bytes of the original datagram's payload that were given back.
+    /// Bytes of the original payload that were given back; for an echo request, of the ICMP message.
     pub quoted: usize,
 }
 
@@ -79,11 +161,20 @@ pub trait Host {
     /// The host's resolvers at this moment, best first.
     fn resolvers(&mut self) -> &[SocketAddr];
 
-    /// Begins a connection. The outcome comes as an event, see [`TcpSocket::connect_outcome`].
+    /// Some route leads from the host to global IPv6 addresses.
+    fn reaches_ipv6(&mut self) -> bool;
+
+    /// Begins a connection, whose packets are to have these marks. The outcome comes as an event, see
+    /// [`TcpSocket::connect_outcome`].
     ///
     /// # Errors
     /// What `connect(2)` reports at once: no route, no descriptor, forbidden.
-    fn tcp_connect(&mut self, token: Token, remote: SocketAddr) -> io::Result<Self::Tcp>;
+    fn tcp_connect(
+        &mut self,
+        token: Token,
+        remote: SocketAddr,
+        marks: Marks,
+    ) -> io::Result<Self::Tcp>;
 
     /// Listens at a published address.
     ///
@@ -124,6 +215,12 @@ pub trait TcpSocket {
     /// Why there is no connection.
     fn connect_outcome(&mut self) -> io::Result<()>;
 
+    /// What the network said about a connect that failed, where it was the network.
+    fn connect_error(&mut self) -> Option<QueuedError>;
+
+    /// Gives what is sent another type of service than before; the bits of ECN are the kernel's.
+    fn set_tos(&mut self, tos: u8);
+
     /// Sends what fits, at least one byte.
     ///
     /// # Errors
@@ -144,52 +241,36 @@ pub trait TcpSocket {
 
     /// Closes with a RST instead of a FIN.
     fn reset(self);
+
+    /// What became possible by the last calls though no event will say so.
+    fn woken(&self) -> Woken {
+        Woken::default()
+    }
+}
+
+/// What can be done with a stream though no event of its socket says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Woken {
+    /// There may be something to receive.
+    pub readable: bool,
+    /// Something may be sent.
+    pub writable: bool,
 }
 
 /// A UDP socket of the host.
 pub trait UdpSocket {
-    /// Sends one datagram, or, with `segment`, as many as `payload` holds pieces of that size.
+    /// Sends a datagram, or several.
     ///
     /// # Errors
     /// What `sendto(2)` reports; each concerns these datagrams only.
-    fn send_to(
-        &mut self,
-        to: SocketAddr,
-        payload: &[u8],
-        segment: Option<NonZeroU16>,
-    ) -> io::Result<()>;
+    fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()>;
 
-    /// Receives one datagram: its length and sender.
+    /// Receives one datagram.
     ///
     /// # Errors
     /// `WouldBlock` when there is none; another error means that [`UdpSocket::queued_error`] has
     /// something to tell.
-    fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
-
-    /// Receives one datagram of a published port: its length and sender, and the address that it came
-    /// to, where the socket has several and the answer must name it.
-    ///
-    /// # Errors
-    /// As [`UdpSocket::recv_from`].
-    fn recv_asked(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
-        self.recv_from(bytes)
-            .map(|(len, sender)| (len, sender, None))
-    }
-
-    /// [`UdpSocket::send_to`] from an address that a client had asked.
-    ///
-    /// # Errors
-    /// As [`UdpSocket::send_to`].
-    fn send_from(
-        &mut self,
-        asked: Option<IpAddr>,
-        to: SocketAddr,
-        payload: &[u8],
-        segment: Option<NonZeroU16>,
-    ) -> io::Result<()> {
-        let _ = asked;
-        self.send_to(to, payload, segment)
-    }
+    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<Received>;
 
     /// The next error that the network reported; the original payload is written to `bytes`.
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError>;
@@ -209,11 +290,15 @@ pub trait EchoSocket {
     ///
     /// # Errors
     /// What `sendto(2)` reports.
-    fn send_to(&mut self, to: IpAddr, seq: u16, data: &[u8]) -> io::Result<()>;
+    fn send(&mut self, to: IpAddr, seq: u16, data: &[u8], marks: Marks) -> io::Result<()>;
 
-    /// Receives an echo reply: who answered, the sequence number, the length of its data.
+    /// Receives an echo reply.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none.
-    fn recv_from(&mut self, data: &mut [u8]) -> io::Result<(IpAddr, u16, usize)>;
+    /// `WouldBlock` when there is none; another error means that [`EchoSocket::queued_error`] has
+    /// something to tell.
+    fn recv(&mut self, data: &mut [u8]) -> io::Result<ReceivedEcho>;
+
+    /// The next error that the network reported; the original ICMP message is written to `bytes`.
+    fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError>;
 }

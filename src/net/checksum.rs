@@ -68,17 +68,14 @@ impl Sum {
     }
 }
 
-/// Completes a partial checksum in place: sums from `start` to the end, stores at `start + offset`.
+/// Completes the partial checksum of a TCP segment in place: sums from `start` to the end, stores at
+/// `start + offset`. Zero stays zero: only UDP has another meaning for it.
 /// Out-of-range positions are left alone.
 pub fn complete(frame: &mut [u8], start: usize, offset: usize) {
     let Some(summed) = frame.get(start..) else {
         return;
     };
-    let checksum = match Sum::default().bytes(summed).finish() {
-        // Zero means "none" in UDP; its other representation is valid everywhere (RFC 768).
-        0 => 0xffff_u16,
-        checksum => checksum,
-    };
+    let checksum = Sum::default().bytes(summed).finish();
     if let Some(field) = frame.get_mut(start + offset..start + offset + 2) {
         field.copy_from_slice(&checksum.to_be_bytes());
     }
@@ -105,6 +102,13 @@ mod tests {
     fn the_example_of_rfc_1071() {
         let sum = Sum::default().bytes(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
         assert_eq!(sum.fold(), 0xddf2);
+    }
+
+    #[test]
+    fn zero_is_a_checksum_like_any_other() {
+        let mut segment = [0xff, 0xff, 0, 0];
+        complete(&mut segment, 0, 2);
+        assert_eq!(segment, [0xff, 0xff, 0, 0]);
     }
 
     proptest! {

@@ -35,8 +35,10 @@ reasons! {
     Checksum = "checksum",
     /// Neither ARP nor IP.
     EtherType = "ethertype",
-    /// IPv6 is not carried yet.
+    /// IPv6 is switched off.
     Ipv6 = "ipv6",
+    /// An IPv6 extension header asks for something that is not done, or there are too many.
+    ExtensionHeader = "extension_header",
     /// An IP protocol that is not carried.
     Protocol = "protocol",
     /// An ICMP type that is not carried.
@@ -55,6 +57,8 @@ reasons! {
     FragmentEvicted = "fragment_evicted",
     /// An ARP packet that wants no answer.
     ArpIgnored = "arp_ignored",
+    /// A message of neighbour discovery that wants no answer.
+    NdpIgnored = "ndp_ignored",
     /// A DHCP message that wants no answer, or makes no sense.
     DhcpIgnored = "dhcp_ignored",
     /// A TCP segment of no flow, to which no RST is due.
@@ -63,6 +67,8 @@ reasons! {
     DnsMalformed = "dns_malformed",
     /// The host's socket took no more datagrams.
     HostBusy = "host_busy",
+    /// Errors are told at a limited rate.
+    ErrorRate = "error_rate",
     /// No room in the transmit batch for an answer.
     TransmitFull = "transmit_full",
     /// The guest's Ethernet address is not known yet.

@@ -5,8 +5,10 @@
 //! names every reason for which a frame goes no further. No state, no clock, no descriptor.
 
 pub mod checksum;
+pub mod dns;
 pub mod drop;
 pub mod emit;
+pub mod ndp;
 pub mod parse;
 
 use std::fmt;
@@ -20,9 +22,13 @@ pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
+/// IP protocol number of ICMPv6.
+pub const PROTOCOL_ICMPV6: u8 = 58;
 
 /// Bytes of an IPv4 header without options.
 pub const IPV4_HEADER: usize = 20;
+/// Bytes of an IPv6 header without extension headers.
+pub const IPV6_HEADER: usize = 40;
 /// Bytes of a UDP header.
 pub const UDP_HEADER: usize = 8;
 /// Bytes of a TCP header without options.
@@ -35,6 +41,12 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// All stations of the link.
     pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// A group of stations, or all.
+    #[must_use]
+    pub const fn is_group(self) -> bool {
+        self.0[0] & 1 != 0
+    }
 
     /// One station: neither a group address nor all zero.
     #[must_use]
@@ -78,6 +90,42 @@ impl std::str::FromStr for Mac {
             return Err(MacParseError);
         }
         Ok(Self(octets))
+    }
+}
+
+/// What a packet's IP header says beside addresses: the guest's choice reaches the wire, and the
+/// peer's reaches the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// Time to live (RFC 791) or hop limit.
+    pub hop_limit: u8,
+    /// Type of service or traffic class: the DSCP (RFC 2474) and the two bits of ECN (RFC 3168).
+    pub tos: u8,
+    /// Routers must not fragment it.
+    pub dont_fragment: bool,
+}
+
+impl Marks {
+    /// The hop limit of packets that begin here (the registry of IP parameters recommends it).
+    pub const DEFAULT_HOP_LIMIT: u8 = 64;
+
+    /// The same after one hop, which this gateway is.
+    #[must_use]
+    pub const fn after_hop(self) -> Self {
+        Self {
+            hop_limit: self.hop_limit.saturating_sub(1),
+            ..self
+        }
+    }
+}
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self {
+            hop_limit: Self::DEFAULT_HOP_LIMIT,
+            tos: 0,
+            dont_fragment: false,
+        }
     }
 }
 

@@ -30,6 +30,8 @@ pub struct TapPlan {
     pub vnet_header: bool,
     /// Address and route to configure; the interface stays as it is where there are none.
     pub addresses: Option<AddressPlan>,
+    /// The host has a way to global IPv6 addresses, so the guest gets a default route to them.
+    pub routes_ipv6: bool,
 }
 
 impl TapPlan {
@@ -42,6 +44,7 @@ impl TapPlan {
             mtu: config.mtu,
             vnet_header: config.offload,
             addresses: Some(config.plan),
+            routes_ipv6: true,
         }
     }
 }
@@ -87,5 +90,30 @@ fn configure(plan: &TapPlan, addresses: &AddressPlan) -> Result<(), SetupError> 
         .step(|| format!("giving '{name}' the address {guest}"))?;
     netlink
         .add_default_route(index, gateway.into())
-        .step(|| format!("routing by {gateway}"))
+        .step(|| format!("routing by {gateway}"))?;
+    if let Err(error) = configure_ipv6(plan, addresses, &mut netlink, index) {
+        // As where the system's administrator has switched IPv6 off.
+        tracing::info!(interface = name, %error, "no IPv6 inside");
+    }
+    Ok(())
+}
+
+fn configure_ipv6(
+    plan: &TapPlan,
+    addresses: &AddressPlan,
+    netlink: &mut Netlink,
+    index: u32,
+) -> std::io::Result<()> {
+    let (Some(subnet), Some(guest), Some(gateway)) = (
+        addresses.subnet6(),
+        addresses.guest6(),
+        addresses.gateway6(),
+    ) else {
+        return Ok(());
+    };
+    netlink.add_address(index, guest.into(), subnet.prefix_len())?;
+    if plan.routes_ipv6 {
+        netlink.add_default_route(index, gateway.into())?;
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::config::{AddressPlan, Config, Dns};
+use crate::net::dns::encode_names;
 use crate::net::emit::Ends;
 use crate::net::{Duration, Instant, Mac};
 
@@ -304,7 +305,8 @@ impl DhcpServer {
                 option(6, &self.plan.resolver().octets());
             }
             option(26, &config.mtu.to_be_bytes());
-            let search = encode_search(&config.search);
+            // RFC 3397, without compression.
+            let search = encode_names(&config.search, MAX_SEARCH_BYTES);
             if !search.is_empty() {
                 option(119, &search);
             }
@@ -322,27 +324,6 @@ fn destination(message: &Message, kind: u8, yours: Option<Ipv4Addr>) -> (Mac, Ip
         Some(addr) if !message.broadcast => (message.mac, addr),
         _ => (Mac::BROADCAST, Ipv4Addr::BROADCAST),
     }
-}
-
-/// The search list as option 119 (RFC 3397) has it, without compression: as many domains as fit.
-fn encode_search(domains: &[String]) -> Vec<u8> {
-    let mut encoded = Vec::new();
-    for domain in domains {
-        let mut name = Vec::new();
-        for label in domain.trim_end_matches('.').split('.') {
-            match u8::try_from(label.len()) {
-                Ok(len @ 1..=63) => name.push(len),
-                _ => break,
-            }
-            name.extend(label.as_bytes());
-        }
-        name.push(0);
-        let whole = name.len() == domain.trim_end_matches('.').len() + 2;
-        if whole && encoded.len() + name.len() <= MAX_SEARCH_BYTES {
-            encoded.extend(name);
-        }
-    }
-    encoded
 }
 
 #[cfg(test)]

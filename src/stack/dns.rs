@@ -1,6 +1,7 @@
 //! The DNS forwarder: a guest's query goes to the host's resolvers, the answer comes back untouched.
 //!
-//! Nothing is parsed but the header's identifier, so EDNS, DNSSEC and whatever comes next pass. Each
+//! The few names that the gateway itself knows are answered here (`names.rs`). Of every other query
+//! nothing is touched but the identifier, so EDNS, DNSSEC and whatever comes next pass. Each
 //! attempt has a fresh socket and identifier (RFC 5452); a silent resolver is passed over for the
 //! next; when all have been silent the guest gets SERVFAIL rather than nothing.
 
@@ -12,20 +13,15 @@ use crate::config::DNS_PORT;
 use crate::flow::key::FlowKey;
 use crate::flow::query::{ATTEMPT, Query, ROUNDS};
 use crate::flow::{Flow, Turn};
-use crate::host::{DatagramRole, Host, Token, UdpSocket};
-use crate::net::emit::{self, Datagram, DatagramId, Ends};
+use crate::host::{DatagramRole, Host, Outgoing, Received, Token, UdpSocket};
+use crate::net::dns::{HEADER, flags};
+use crate::net::emit::Ends;
 use crate::net::{DropReason, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
+use super::names::{self, Lookup};
 
-/// Bytes of a DNS header (RFC 1035 4.1.1).
-const HEADER: usize = 12;
-/// Longest query that is forwarded; it is kept until the answer comes. EDNS makes answers long, not
-/// queries, which fit one packet.
-const MAX_QUERY: usize = 4096;
-/// The bit of the third byte that tells a response.
-const RESPONSE: u8 = 0x80;
 /// Response code of a server that failed, with "recursion available".
 const SERVFAIL: u8 = 0x82;
 
@@ -38,12 +34,8 @@ struct Attempt<S> {
     number: usize,
 }
 
-fn is_query(bytes: &[u8]) -> bool {
-    (HEADER..=MAX_QUERY).contains(&bytes.len()) && bytes[2] & RESPONSE == 0
-}
-
 fn is_answer(bytes: &[u8], id: u16) -> bool {
-    bytes.len() >= HEADER && bytes[2] & RESPONSE != 0 && bytes[..2] == id.to_be_bytes()
+    bytes.len() >= HEADER && bytes[2] & flags::RESPONSE != 0 && bytes[..2] == id.to_be_bytes()
 }
 
 impl<H: Host> Stack<H> {
@@ -54,8 +46,14 @@ impl<H: Host> Stack<H> {
         guest: SocketAddr,
         bytes: &[u8],
     ) -> Disposition {
-        if !is_query(bytes) {
-            return Disposition::Dropped(DropReason::DnsMalformed);
+        match names::lookup(&self.config, bytes) {
+            // Long enough for a header.
+            Lookup::Pass => {}
+            Lookup::Answer(answer) | Lookup::FormErr(answer) => {
+                self.answer_query(turn, self.back(wire), guest, &answer);
+                return Disposition::Answered;
+            }
+            Lookup::Ignore => return Disposition::Dropped(DropReason::DnsMalformed),
         }
         let id = u16::from_be_bytes([bytes[0], bytes[1]]);
         let key = FlowKey::Query {
@@ -121,7 +119,7 @@ impl<H: Host> Stack<H> {
             let id = self.secrets.next_u16();
             let mut query = bytes.to_vec();
             query[..2].copy_from_slice(&id.to_be_bytes());
-            if socket.send_to(resolver, &query, None).is_ok() {
+            if socket.send(&Outgoing::plain(resolver, &query)).is_ok() {
                 return Some(Attempt {
                     socket,
                     id,
@@ -136,7 +134,7 @@ impl<H: Host> Stack<H> {
     /// Tells the guest that no resolver answered.
     fn fail_query(&mut self, turn: &mut Turn<'_, H>, wire: Wire, guest: SocketAddr, bytes: &[u8]) {
         let mut answer = bytes.to_vec();
-        answer[2] |= RESPONSE;
+        answer[2] |= flags::RESPONSE;
         answer[3] = SERVFAIL;
         self.answer_query(turn, wire, guest, &answer);
     }
@@ -148,22 +146,13 @@ impl<H: Host> Stack<H> {
         guest: SocketAddr,
         answer: &[u8],
     ) {
-        let resolver = SocketAddr::new(self.config.plan.resolver().into(), DNS_PORT);
-        let id = DatagramId(self.secrets.next_u16());
-        let ends = Ends {
-            src: resolver,
-            dst: guest,
-        };
-        emit::udp(
-            turn.tx,
-            wire,
-            self.config.mtu,
-            Datagram {
-                ends,
-                id,
-                payload: answer,
-            },
-        );
+        if let Some(resolver) = self.config.plan.resolver_like(guest.ip()) {
+            let ends = Ends {
+                src: SocketAddr::new(resolver, DNS_PORT),
+                dst: guest,
+            };
+            self.serve(turn, wire, ends, answer);
+        }
     }
 
     /// The socket of a query has an answer, or an error.
@@ -175,8 +164,8 @@ impl<H: Host> Stack<H> {
             let Some(Flow::Query(query)) = self.table.get_mut(token) else {
                 return;
             };
-            match query.socket.recv_from(&mut self.scratch) {
-                Ok((len, _)) if is_answer(&self.scratch[..len], query.attempt_id) => {
+            match query.socket.recv(&mut self.scratch) {
+                Ok(Received { len, .. }) if is_answer(&self.scratch[..len], query.attempt_id) => {
                     let (guest, wire) = (query.guest, query.wire);
                     self.resolver = Some(query.resolver);
                     let mut answer = self.scratch[..len].to_vec();

@@ -9,14 +9,14 @@ use std::net::SocketAddr;
 use crate::flow::echo::EchoFlow;
 use crate::flow::key::FlowKey;
 use crate::flow::{Flow, Turn};
-use crate::host::{EchoSocket, Host, Token};
+use crate::host::{EchoSocket, Host, QueuedError, ReceivedEcho, Token};
 use crate::net::DropReason;
-use crate::net::emit::{self, DatagramId, EchoReply, IcmpError};
+use crate::net::emit::{self, EchoReply, IcmpError};
 use crate::net::parse::{Echo, Ip};
 
-use super::Stack;
 use super::counters::Disposition;
 use super::mapping::{self, Verdict};
+use super::{Stack, udp};
 
 /// Replies that one socket may deliver in one turn.
 const BUDGET: usize = 16;
@@ -31,7 +31,7 @@ impl<H: Host> Stack<H> {
         let to = match mapping::verdict(&self.config, SocketAddr::new(ip.dst, 0)) {
             Verdict::Host(to) => to.ip(),
             Verdict::Drop(reason) => return Disposition::Dropped(reason),
-            Verdict::Unreachable(error) => return self.echo_failed(turn, ip, error),
+            Verdict::Unreachable(error) => return self.tell(turn, ip, error),
             Verdict::Resolver | Verdict::Refuse => {
                 return Disposition::Dropped(DropReason::Destination);
             }
@@ -46,33 +46,22 @@ impl<H: Host> Stack<H> {
             None => match self.open_echo(turn, key, ip, echo.ident) {
                 Some(token) => token,
                 None => {
-                    return self.echo_failed(turn, ip, IcmpError::AdministrativelyProhibited);
+                    return self.tell(turn, ip, IcmpError::AdministrativelyProhibited);
                 }
             },
         };
+        let marks = self.marks_outside(ip);
         let Some(Flow::Echo(flow)) = self.table.get_mut(token) else {
             return Disposition::Dropped(DropReason::HostBusy);
         };
-        let sent = flow.socket.send_to(to, echo.seq, echo.data);
+        let sent = flow.socket.send(to, echo.seq, echo.data, marks);
         self.table
             .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
-        match sent {
-            Ok(()) => Disposition::Forwarded,
-            Err(error) => match super::udp::unreachable(&error) {
-                Some(error) => self.echo_failed(turn, ip, error),
-                None => Disposition::Dropped(DropReason::HostBusy),
-            },
-        }
-    }
-
-    fn echo_failed(
-        &mut self,
-        turn: &mut Turn<'_, H>,
-        ip: &Ip<'_>,
-        error: IcmpError,
-    ) -> Disposition {
-        self.tell(turn, ip, error);
-        Disposition::Answered
+        let sent = match sent {
+            Err(error) if udp::is_too_big(&error) => Err(self.echo_too_long(turn, token)),
+            sent => sent.map_err(Into::into),
+        };
+        self.after_sending(turn, ip, sent)
     }
 
     fn open_echo(
@@ -117,7 +106,23 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    /// An echo socket has replies.
+    /// What the error queue says about a request that was too long; what else it holds is about earlier
+    /// ones, and is passed on.
+    fn echo_too_long(&mut self, turn: &mut Turn<'_, H>, token: Token) -> udp::Unsent {
+        let mut said = udp::Unsent::Silent;
+        while let Some(Flow::Echo(flow)) = self.table.get_mut(token)
+            && let Some(queued) = flow.socket.queued_error(&mut self.scratch)
+        {
+            if matches!(queued.error, IcmpError::TooBig(_)) {
+                said = udp::Unsent::Said(queued.error);
+            } else {
+                self.report_echo(turn, token, &queued);
+            }
+        }
+        said
+    }
+
+    /// An echo socket has replies or errors.
     pub(super) fn echo_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         for _ in 0..BUDGET {
             if !turn.tx.has_room() {
@@ -126,24 +131,52 @@ impl<H: Host> Stack<H> {
             let Some(Flow::Echo(flow)) = self.table.get_mut(token) else {
                 return;
             };
-            let (from, seq, len) = match flow.socket.recv_from(&mut self.scratch) {
-                Ok(reply) => reply,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => continue,
-            };
-            let src = mapping::seen_inside(&self.config, SocketAddr::new(from, 0)).ip();
-            let reply = EchoReply {
-                src,
-                dst: flow.guest,
-                ident: flow.ident,
-                seq,
-                data: &self.scratch[..len],
-            };
-            let id = DatagramId(self.secrets.next_u16());
-            emit::echo_reply(turn.tx, flow.wire, self.config.mtu, reply, id);
-            self.table
-                .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
+            match flow.socket.recv(&mut self.scratch) {
+                Ok(received) => self.deliver_echo(turn, token, received),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => match flow.socket.queued_error(&mut self.scratch) {
+                    Some(queued) => self.report_echo(turn, token, &queued),
+                    None if error.kind() == ErrorKind::WouldBlock => return,
+                    None => {}
+                },
+            }
         }
         self.make_ready(token);
+    }
+
+    /// Hands a reply, whose data is in the scratch memory, to the guest.
+    fn deliver_echo(&mut self, turn: &mut Turn<'_, H>, token: Token, received: ReceivedEcho) {
+        let id = self.datagram_id();
+        let Some(Flow::Echo(flow)) = self.table.get(token) else {
+            return;
+        };
+        let from = SocketAddr::new(received.from, 0);
+        let reply = EchoReply {
+            src: mapping::seen_inside(&self.config, from, flow.guest).ip(),
+            dst: flow.guest,
+            ident: flow.ident,
+            seq: received.seq,
+            marks: udp::marks_inside(received.from, received.marks),
+            data: &self.scratch[..received.len],
+        };
+        emit::echo_reply(turn.tx, flow.wire, self.config.mtu, reply, id);
+        self.table
+            .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
+    }
+
+    /// Passes an error on to the guest whose request it concerns. The flow lives on (RFC 5508 REQ-6).
+    fn report_echo(&mut self, turn: &mut Turn<'_, H>, token: Token, queued: &QueuedError) {
+        let Some(Flow::Echo(flow)) = self.table.get(token) else {
+            return;
+        };
+        let message = &self.scratch[..queued.quoted.min(udp::MAX_QUOTED)];
+        let Some((header, data)) = message.split_first_chunk::<8>() else {
+            return;
+        };
+        let seq = u16::from_be_bytes([header[6], header[7]]);
+        let to = mapping::seen_inside(&self.config, queued.destination, flow.guest).ip();
+        if let Some(original) = emit::quoted_echo([flow.guest, to], flow.ident, seq, data) {
+            self.pass_on(turn, flow.wire, queued, &original);
+        }
     }
 }

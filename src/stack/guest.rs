@@ -3,17 +3,18 @@
 //! Comes in: a frame. Goes out: a [`Disposition`]. Checks that hold for all packets stand here: the
 //! Ethernet destination, the source address (RFC 2827), fragments, the time to live.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::buf::RxMeta;
+use crate::config::GATEWAY_LINK_LOCAL;
 use crate::flow::Turn;
 use crate::host::Host;
-use crate::net::emit::{self, EchoReply, IcmpError};
+use crate::net::emit::{self, EchoReply, Ends, IcmpError};
 use crate::net::parse::{self, Echo, Ip, Packet, Transport, UdpDatagram};
-use crate::net::{DropReason, Mac, PROTOCOL_UDP, Wire};
+use crate::net::{DropReason, Marks, PROTOCOL_ICMPV6, Wire};
 
 use super::counters::Disposition;
-use super::{Stack, dhcp, mapping};
+use super::{Stack, dhcp, dhcp6, mapping};
 
 impl<H: Host> Stack<H> {
     pub(super) fn guest_frame(
@@ -34,6 +35,9 @@ impl<H: Host> Stack<H> {
                 self.neighbours
                     .handle_arp(&self.config.plan, turn.tx, frame.wire, arp)
             }
+            Packet::Ip(ip) if ip.src.is_ipv6() && self.config.plan.subnet6().is_none() => {
+                Disposition::Dropped(DropReason::Ipv6)
+            }
             Packet::Ip(ip) => self.guest_packet(turn, &ip),
         }
     }
@@ -53,27 +57,44 @@ impl<H: Host> Stack<H> {
                 let Some(whole) = whole else {
                     return Disposition::Forwarded;
                 };
-                let payload = &whole.bytes[whole.header_len..];
-                let ip = Ip {
-                    bytes: &whole.bytes,
-                    payload,
-                    checksum_verified: false,
-                    fragment: None,
-                    ..*ip
-                };
-                self.guest_datagram(turn, &ip)
+                match parse::reassembled(&whole, ip.wire) {
+                    // A fragment of fragments: nobody sends that.
+                    Ok(ip) if ip.fragment.is_some() => Disposition::Dropped(DropReason::Malformed),
+                    // RFC 6980: neighbour discovery does not come in fragments.
+                    Ok(ip) if is_discovery(&ip) => Disposition::Dropped(DropReason::NdpIgnored),
+                    Ok(ip) => self.guest_datagram(turn, &ip),
+                    Err(reason) => Disposition::Dropped(reason),
+                }
             }
             Err(reason) => Disposition::Dropped(reason),
         }
     }
 
-    /// A packet whose source is no guest's: only a DHCP client without an address may send one.
+    /// Drops datagrams whose fragments have not come in time, and says so about those that began
+    /// (RFC 792, RFC 8200 4.5).
+    pub(super) fn give_fragments_up(&mut self, turn: &mut Turn<'_, H>) {
+        while let Some(expired) = self.reassembly.expire(turn.now) {
+            self.counters.add_drops(DropReason::FragmentEvicted, 1);
+            let path = self.path(expired.src);
+            let gateway = self.config.plan.gateway_like(expired.src);
+            if let (Some(original), Some(path), Some(from)) = (expired.beginning, path, gateway)
+                && self.errors.take(turn.now)
+            {
+                let error = IcmpError::ReassemblyTimeExceeded;
+                emit::icmp_error(turn.tx, path.wire, from, error, &original);
+            }
+        }
+    }
+
+    /// A packet whose source is no guest's: only who has no address yet may send one, to ask for it.
     fn stranger(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
-        let asks =
-            ip.src == Ipv4Addr::UNSPECIFIED && ip.protocol == PROTOCOL_UDP && ip.fragment.is_none();
+        let asks = ip.src.is_unspecified() && ip.fragment.is_none();
         match parse::transport(ip) {
-            Ok(Transport::Udp(udp)) if asks && udp.dst_port == dhcp::SERVER_PORT => {
+            Ok(Transport::Udp(udp)) if asks && self.is_for_dhcp(ip, &udp) => {
                 self.guest_dhcp(turn, ip, &udp)
+            }
+            Ok(Transport::Discovery(discovery)) if asks => {
+                self.guest_discovery(turn, ip, discovery)
             }
             Ok(_) => Disposition::Dropped(DropReason::Source),
             Err(reason) => Disposition::Dropped(reason),
@@ -81,22 +102,28 @@ impl<H: Host> Stack<H> {
     }
 
     fn guest_datagram(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
-        // RFC 1122 3.2.2: what was sent to all on the link is not answered by errors.
-        let to_all = ip.wire.dst == Mac::BROADCAST || mapping::is_forbidden(&self.config, ip.dst);
+        // RFC 1122 3.2.2, RFC 4443 2.4 e: what was sent to all on the link is not answered by errors.
+        let to_all = ip.wire.dst.is_group() || mapping::is_forbidden(&self.config, ip.dst);
         let to_gateway = self.config.plan.is_gateway_side(ip.dst);
         match parse::transport(ip) {
+            Ok(Transport::Discovery(discovery)) => self.guest_discovery(turn, ip, discovery),
             Ok(Transport::Udp(udp)) if self.is_for_dhcp(ip, &udp) => {
                 self.guest_dhcp(turn, ip, &udp)
             }
-            Ok(_) if to_all => Disposition::Dropped(DropReason::Destination),
-            Err(DropReason::Protocol) if !to_all => {
-                self.tell(turn, ip, IcmpError::ProtocolUnreachable);
-                Disposition::Answered
+            Ok(Transport::Udp(udp)) if self.is_for_dhcp6(ip, &udp) => {
+                self.guest_dhcp6(turn, ip, &udp)
             }
+            Ok(_) if to_all => Disposition::Dropped(DropReason::Destination),
+            Err(DropReason::Protocol) if !to_all => self.tell(turn, ip, unknown_protocol(ip)),
             Err(reason) => Disposition::Dropped(reason),
-            Ok(_) if ip.hop_limit == 1 && !to_gateway => {
-                self.tell(turn, ip, IcmpError::TimeExceeded);
-                Disposition::Answered
+            // No error is answered by an error (RFC 1122 3.2.2, RFC 4443 2.4 e).
+            Ok(Transport::Undelivered(ends)) => self.guest_refuses(ip.wire, ends),
+            Ok(_) if ip.marks.hop_limit == 1 && !to_gateway => {
+                self.tell(turn, ip, IcmpError::TimeExceeded)
+            }
+            // RFC 4291 2.5.6: a link-local source goes no further than the link.
+            Ok(_) if is_link_local(ip.src) && !to_gateway => {
+                self.tell(turn, ip, IcmpError::BeyondScope)
             }
             Ok(Transport::Tcp(segment)) => self.guest_tcp(turn, ip, &segment),
             Ok(Transport::Udp(udp)) => self.guest_udp(turn, ip, &udp),
@@ -110,21 +137,23 @@ impl<H: Host> Stack<H> {
             && (ip.dst == Ipv4Addr::BROADCAST || ip.dst == self.config.plan.gateway())
     }
 
+    fn is_for_dhcp6(&self, ip: &Ip<'_>, udp: &UdpDatagram<'_>) -> bool {
+        udp.dst_port == dhcp6::SERVER_PORT && ip.dst == dhcp6::SERVERS
+    }
+
     /// Answers a ping of one of the gateway's own addresses.
     fn answer_echo(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>, echo: &Echo<'_>) -> Disposition {
-        let id = emit::DatagramId(self.secrets.next_u16());
         let reply = EchoReply {
             src: ip.dst,
             dst: ip.src,
             ident: echo.ident,
             seq: echo.seq,
+            marks: Marks::default(),
             data: echo.data,
         };
-        if emit::echo_reply(turn.tx, self.back(ip.wire), self.config.mtu, reply, id) {
-            Disposition::Answered
-        } else {
-            Disposition::Dropped(DropReason::TransmitFull)
-        }
+        let id = self.datagram_id();
+        let sent = emit::echo_reply(turn.tx, self.back(ip.wire), self.config.mtu, reply, id);
+        answered(sent)
     }
 
     fn guest_dhcp(
@@ -143,17 +172,46 @@ impl<H: Host> Stack<H> {
             dst: reply.mac,
             ..self.back(ip.wire)
         };
-        let id = emit::DatagramId(self.secrets.next_u16());
-        let datagram = emit::Datagram {
-            ends: reply.ends,
-            id,
-            payload: &reply.payload,
+        self.serve(turn, back, reply.ends, &reply.payload)
+    }
+
+    fn guest_dhcp6(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        ip: &Ip<'_>,
+        udp: &UdpDatagram<'_>,
+    ) -> Disposition {
+        let server_mac = self.neighbours.gateway_mac();
+        let Some(reply) = dhcp6::answer(&self.config, server_mac, udp.payload) else {
+            return Disposition::Dropped(DropReason::DhcpIgnored);
         };
-        if emit::udp(turn.tx, back, self.config.mtu, datagram) {
-            Disposition::Answered
-        } else {
-            Disposition::Dropped(DropReason::TransmitFull)
-        }
+        let ends = Ends {
+            src: SocketAddr::new(GATEWAY_LINK_LOCAL.into(), dhcp6::SERVER_PORT),
+            dst: SocketAddr::new(ip.src, udp.src_port),
+        };
+        self.serve(turn, self.back(ip.wire), ends, &reply)
+    }
+
+    /// Sends a datagram of one of the gateway's own services.
+    pub(super) fn serve(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        ends: Ends,
+        payload: &[u8],
+    ) -> Disposition {
+        let datagram = emit::Datagram {
+            ends,
+            id: self.datagram_id(),
+            marks: Marks::default(),
+            payload,
+        };
+        answered(emit::udp(turn.tx, wire, self.config.mtu, datagram))
+    }
+
+    /// An identification that was not used lately.
+    pub(super) fn datagram_id(&mut self) -> emit::DatagramId {
+        emit::DatagramId(self.secrets.next_u32())
     }
 
     /// The way back to the sender of a frame.
@@ -167,13 +225,46 @@ impl<H: Host> Stack<H> {
 
     /// Tells a guest what a router would say about its packet. Where the gateway's own addresses
     /// were addressed, they say it themselves.
-    pub(super) fn tell(&self, turn: &mut Turn<'_, H>, ip: &Ip<'_>, error: IcmpError) -> bool {
+    pub(super) fn tell(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        ip: &Ip<'_>,
+        error: IcmpError,
+    ) -> Disposition {
+        if !self.errors.take(turn.now) {
+            return Disposition::Dropped(DropReason::ErrorRate);
+        }
         let plan = &self.config.plan;
         let from = if plan.is_gateway_side(ip.dst) {
-            ip.dst
+            Some(ip.dst)
         } else {
-            plan.gateway().into()
+            plan.gateway_like(ip.src)
         };
-        emit::icmp_error(turn.tx, self.back(ip.wire), from, error, ip.bytes)
+        let back = self.back(ip.wire);
+        answered(from.is_some_and(|from| emit::icmp_error(turn.tx, back, from, error, ip.bytes)))
+    }
+}
+
+/// Nobody speaks the protocol; ICMPv6 points at where it stands (RFC 8200 section 4).
+fn unknown_protocol(ip: &Ip<'_>) -> IcmpError {
+    match u32::try_from(ip.protocol_at()) {
+        Ok(at) if ip.src.is_ipv6() => IcmpError::Raw(4, 1, at),
+        Ok(_) | Err(_) => IcmpError::ProtocolUnreachable,
+    }
+}
+
+fn is_discovery(ip: &Ip<'_>) -> bool {
+    ip.protocol == PROTOCOL_ICMPV6 && matches!(parse::transport(ip), Ok(Transport::Discovery(_)))
+}
+
+const fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
+}
+
+const fn answered(sent: bool) -> Disposition {
+    if sent {
+        Disposition::Answered
+    } else {
+        Disposition::Dropped(DropReason::TransmitFull)
     }
 }

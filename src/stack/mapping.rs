@@ -4,7 +4,7 @@
 //! the only way to the host's loopback, and only while that is allowed; unspecified, loopback,
 //! multicast, broadcast and reserved destinations never become the argument of a socket call.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::{Config, DNS_PORT, Dns};
 use crate::net::DropReason;
@@ -29,7 +29,7 @@ pub enum Verdict {
 #[must_use]
 pub fn verdict(config: &Config, to: SocketAddr) -> Verdict {
     let plan = &config.plan;
-    if to.ip() == plan.resolver() {
+    if plan.is_resolver(to.ip()) {
         let serves = to.port() == DNS_PORT && config.dns != Dns::Off;
         return if serves {
             Verdict::Resolver
@@ -37,12 +37,15 @@ pub fn verdict(config: &Config, to: SocketAddr) -> Verdict {
             Verdict::Refuse
         };
     }
-    if to.ip() == plan.gateway() {
+    if plan.is_gateway(to.ip()) {
         return if config.host_loopback {
-            Verdict::Host(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), to.port()))
+            Verdict::Host(SocketAddr::new(loopback(to.ip()), to.port()))
         } else {
             Verdict::Unreachable(IcmpError::NetUnreachable)
         };
+    }
+    if plan.is_gateway_side(to.ip()) {
+        return Verdict::Refuse;
     }
     if is_forbidden(config, to.ip()) {
         return Verdict::Drop(DropReason::Destination);
@@ -53,6 +56,14 @@ pub fn verdict(config: &Config, to: SocketAddr) -> Verdict {
     Verdict::Host(to)
 }
 
+/// The host's loopback address in the family of `addr`.
+const fn loopback(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    }
+}
+
 /// Addresses that must never reach a socket call, whatever the options say.
 #[must_use]
 pub fn is_forbidden(config: &Config, addr: IpAddr) -> bool {
@@ -61,25 +72,27 @@ pub fn is_forbidden(config: &Config, addr: IpAddr) -> bool {
             let first = addr.octets()[0];
             first == 0 || first == 127 || first >= 224 || addr == config.plan.subnet().broadcast()
         }
+        // The first 96 bits zero: unspecified, loopback, and the obsolete way to write an IPv4 address
+        // (RFC 4291 2.5.5.1); 80 bits zero and 16 set is the one that is still in use.
         IpAddr::V6(addr) => {
-            addr.is_unspecified()
-                || addr.is_loopback()
-                || addr.is_multicast()
-                || addr.to_ipv4_mapped().is_some()
+            addr.is_multicast() || addr.segments()[..6] == [0; 6] || addr.to_ipv4_mapped().is_some()
         }
     }
 }
 
-/// What an outside address is called inside: the host's loopback, and whatever a guest could not
-/// answer, is the gateway.
+/// What an outside address is called inside, for a guest that has the address `guest`: the host's
+/// loopback, and whatever the guest could not answer, is the gateway.
 #[must_use]
-pub fn seen_inside(config: &Config, outside: SocketAddr) -> SocketAddr {
-    // A guest with IPv4 alone can't answer an IPv6 client by its own address.
-    let unanswerable = outside.is_ipv6() || config.plan.contains(outside.ip());
-    if unanswerable || is_forbidden(config, outside.ip()) {
-        SocketAddr::new(config.plan.gateway().into(), outside.port())
+pub fn seen_inside(config: &Config, outside: SocketAddr, guest: IpAddr) -> SocketAddr {
+    let plan = &config.plan;
+    let (addr, port) = (outside.ip(), outside.port());
+    let other_family = addr.is_ipv6() != guest.is_ipv6();
+    if other_family || plan.contains(addr) || is_forbidden(config, addr) {
+        let gateway = plan.gateway_like(guest);
+        SocketAddr::new(gateway.unwrap_or_else(|| plan.gateway().into()), port)
     } else {
-        outside
+        // Without the scope that the host's address may have.
+        SocketAddr::new(addr, port)
     }
 }
 
@@ -98,6 +111,10 @@ mod tests {
             go(&config, "10.0.2.2:80"),
             Verdict::Host("127.0.0.1:80".parse().unwrap())
         );
+        assert_eq!(
+            go(&config, "[fd00::2]:80"),
+            Verdict::Host("[::1]:80".parse().unwrap())
+        );
         config.host_loopback = false;
         assert_eq!(
             go(&config, "10.0.2.2:80"),
@@ -115,6 +132,7 @@ mod tests {
             "[::1]:80",
             "[::]:80",
             "[::ffff:127.0.0.1]:80",
+            "[::127.0.0.1]:80",
             "[ff02::1]:80",
         ] {
             assert_eq!(
@@ -130,6 +148,8 @@ mod tests {
         let mut config = Config::default();
         assert_eq!(go(&config, "10.0.2.3:53"), Verdict::Resolver);
         assert_eq!(go(&config, "10.0.2.3:80"), Verdict::Refuse);
+        assert_eq!(go(&config, "[fd00::3]:53"), Verdict::Resolver);
+        assert_eq!(go(&config, "[fe80::2]:53"), Verdict::Refuse);
         config.dns = Dns::Off;
         assert_eq!(go(&config, "10.0.2.3:53"), Verdict::Refuse);
     }
@@ -137,9 +157,21 @@ mod tests {
     #[test]
     fn strangers_keep_their_address_inside() {
         let config = Config::default();
-        let seen = |addr: &str| seen_inside(&config, addr.parse().unwrap()).to_string();
-        assert_eq!(seen("192.0.2.9:4000"), "192.0.2.9:4000");
-        assert_eq!(seen("127.0.0.1:4000"), "10.0.2.2:4000");
-        assert_eq!(seen("10.0.2.77:4000"), "10.0.2.2:4000");
+        let seen = |outside: &str, guest: &str| {
+            let (outside, guest) = (outside.parse().unwrap(), guest.parse().unwrap());
+            seen_inside(&config, outside, guest).to_string()
+        };
+        for (outside, guest, expected) in [
+            ("192.0.2.9:4000", "10.0.2.100", "192.0.2.9:4000"),
+            ("127.0.0.1:4000", "10.0.2.100", "10.0.2.2:4000"),
+            ("10.0.2.77:4000", "10.0.2.100", "10.0.2.2:4000"),
+            ("[2001:db8::9]:4000", "10.0.2.100", "10.0.2.2:4000"),
+            ("[2001:db8::9]:4000", "fd00::100", "[2001:db8::9]:4000"),
+            ("[::1]:4000", "fd00::100", "[fd00::2]:4000"),
+            ("[fe80::9%3]:4000", "fd00::100", "[fd00::2]:4000"),
+            ("192.0.2.9:4000", "fd00::100", "[fd00::2]:4000"),
+        ] {
+            assert_eq!(seen(outside, guest), expected);
+        }
     }
 }

@@ -7,19 +7,25 @@
 //!
 //! - [`guest`]: what a frame is for; [`tcp`], [`udp`], [`echo`]: the flows of each protocol;
 //! - [`mapping`]: what an address leads to, consulted once for each new flow;
-//! - [`neighbours`], [`dhcp`], [`dns`]: the services of the gateway itself;
+//! - [`neighbours`], [`router`], [`dhcp`], [`dhcp6`], [`dns`], [`names`]: the services of the gateway
+//!   itself;
 //! - [`publish`]: ports of the host that lead inside;
-//! - [`reassembly`], [`counters`], [`secrets`]: bounded memory, numbers, unpredictability.
+//! - [`reassembly`], [`rate`], [`counters`], [`secrets`]: bounded memory, bounded answers, numbers,
+//!   unpredictability.
 
 pub mod counters;
 pub mod dhcp;
+pub mod dhcp6;
 pub mod dns;
 pub mod echo;
 pub mod guest;
 pub mod mapping;
+pub mod names;
 pub mod neighbours;
 pub mod publish;
+pub mod rate;
 pub mod reassembly;
+pub mod router;
 pub mod secrets;
 pub mod tcp;
 pub mod udp;
@@ -44,7 +50,9 @@ use counters::Counters;
 use dhcp::DhcpServer;
 use neighbours::Neighbours;
 use publish::Published;
+use rate::ErrorRate;
 use reassembly::Reassembly;
+use router::Advertiser;
 use secrets::Secrets;
 
 /// Largest datagram that is received from the host in one piece.
@@ -69,6 +77,8 @@ pub struct Stack<H: Host> {
     engines: EnginePool,
     neighbours: Neighbours,
     dhcp: DhcpServer,
+    advertiser: Advertiser,
+    errors: ErrorRate,
     reassembly: Reassembly,
     published: Published<H>,
     /// Flows with something to do, in order, each once.
@@ -95,6 +105,8 @@ impl<H: Host> Stack<H> {
             engines: EnginePool::default(),
             neighbours: Neighbours::new(config.plan.gateway(), link.guest_mac, hash),
             dhcp: DhcpServer::new(config.plan),
+            advertiser: Advertiser::new(&config),
+            errors: ErrorRate::default(),
             reassembly: Reassembly::new(hash),
             published: Published::default(),
             ready: VecDeque::new(),
@@ -133,10 +145,8 @@ impl<H: Host> Stack<H> {
 
     /// Ends what is overdue and lets due timers act.
     pub fn handle_timeout(&mut self, turn: &mut Turn<'_, H>) {
-        self.counters.add_drops(
-            crate::net::DropReason::FragmentEvicted,
-            self.reassembly.expire(turn.now),
-        );
+        self.give_fragments_up(turn);
+        self.advertise_if_due(turn);
         while let Some(token) = self.table.expired(turn.now) {
             match self.table.get_mut(token) {
                 Some(Flow::Tcp(flow)) if flow.is_open() => {
@@ -203,6 +213,7 @@ impl<H: Host> Stack<H> {
         [
             self.table.next_deadline(),
             self.reassembly.next_deadline(),
+            self.advertiser.next_deadline(),
             self.published_deadline(),
         ]
         .into_iter()
@@ -221,6 +232,7 @@ impl<H: Host> Stack<H> {
         Some(Path {
             wire,
             mtu: self.config.mtu,
+            ipv6: guest.is_ipv6(),
             capabilities: self.link.capabilities,
         })
     }

@@ -1,4 +1,5 @@
-//! Who is where on the link: ARP for the gateway's addresses, and the guests' Ethernet addresses.
+//! Who is where on the link: ARP for the gateway's addresses, and the guests' Ethernet addresses
+//! (`router.rs` does the same for IPv6).
 //!
 //! Comes in: ARP packets and the source addresses of IP packets. Goes out: ARP replies for the
 //! gateway and the resolver only, so a guest's probe for its own address (RFC 5227) stays
@@ -50,7 +51,8 @@ impl Neighbours {
     /// Whether a frame to this Ethernet address is ours to look at.
     #[must_use]
     pub fn is_ours(&self, dst: Mac) -> bool {
-        dst == self.gateway_mac || dst == Mac::BROADCAST
+        // RFC 2464 section 7: groups of IPv6 are at addresses that begin so.
+        dst == self.gateway_mac || dst == Mac::BROADCAST || dst.0[..2] == [0x33, 0x33]
     }
 
     /// Notes that `addr` is at `mac`.

@@ -10,14 +10,15 @@ use std::net::SocketAddr;
 
 use crate::config::{Protocol, Publish};
 use crate::flow::key::FlowKey;
+use crate::flow::named_stream::Stream;
 use crate::flow::tcp::TcpFlow;
 use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
-use crate::host::{DatagramRole, Host, TcpSocket, Token, UdpSocket};
+use crate::host::{DatagramRole, Host, QueuedError, TcpSocket, Token, UdpSocket};
 use crate::net::emit::{self, Datagram, DatagramId, Ends};
-use crate::net::{Duration, Instant, Wire};
+use crate::net::{Duration, Instant};
 
-use super::{Stack, mapping};
+use super::{Stack, mapping, udp};
 
 /// Set in tokens of published ports, never in those of flows.
 const LISTENER: u64 = 1 << 63;
@@ -225,7 +226,7 @@ impl<H: Host> Stack<H> {
         client: SocketAddr,
         guest: SocketAddr,
     ) -> io::Result<()> {
-        let seen = mapping::seen_inside(&self.config, client);
+        let seen = self.client_inside(client, guest);
         let (Some(seen), Ok(token), Some(path)) = (
             self.free_endpoint(guest, seen),
             self.table.next_token(),
@@ -246,6 +247,7 @@ impl<H: Host> Stack<H> {
             src: guest,
             dst: seen,
         };
+        let socket = Stream::Plain(socket);
         let flow = TcpFlow::published(ends, path, socket, engine, turn.now)
             .ok_or(ErrorKind::InvalidInput)?;
         let key = FlowKey::Tcp {
@@ -256,6 +258,18 @@ impl<H: Host> Stack<H> {
         self.admit(token, key, Flow::Tcp(flow), turn.now + PAUSE);
         self.make_ready(token);
         Ok(())
+    }
+
+    /// What a client is called inside: the gateway stands for it where the guest knows no way to it.
+    fn client_inside(&self, client: SocketAddr, guest: SocketAddr) -> SocketAddr {
+        let seen = mapping::seen_inside(&self.config, client, guest.ip());
+        let gateway = self.config.plan.gateway_like(seen.ip());
+        match gateway {
+            Some(gateway) if !self.advertiser.routes(seen.ip()) => {
+                SocketAddr::new(gateway, seen.port())
+            }
+            Some(_) | None => seen,
+        }
     }
 
     /// The client's endpoint as the guest sees it, with another port where a client with the same
@@ -299,43 +313,74 @@ impl<H: Host> Stack<H> {
             return Step::Empty;
         };
         let guest = rule.guest;
-        let (len, client, asked) = match socket.recv_asked(&mut self.scratch) {
+        let received = match socket.recv(&mut self.scratch) {
             Ok(received) => received,
             Err(error) => {
-                // An error that an answer to a client earned: it concerns nobody here.
-                let drained = socket.queued_error(&mut self.scratch).is_some();
-                let empty = !drained && error.kind() == ErrorKind::WouldBlock;
-                return if empty { Step::Empty } else { Step::Taken };
+                return match socket.queued_error(&mut self.scratch) {
+                    Some(queued) => {
+                        self.report_answer(turn, guest, &queued);
+                        Step::Taken
+                    }
+                    None if error.kind() == ErrorKind::WouldBlock => Step::Empty,
+                    None => Step::Taken,
+                };
             }
         };
         let peer = PublishedPeer {
             published: id,
-            client,
-            asked,
+            client: received.from,
+            asked: received.asked,
         };
         let Some(seen) = self.note_peer(turn.now, guest, peer) else {
             self.counters.flows_refused += 1;
             return Step::Taken;
         };
-        if let Some(dst) = self.neighbours.lookup(guest.ip()) {
-            let wire = Wire {
-                link: self.link.id,
-                src: self.neighbours.gateway_mac(),
-                dst,
-            };
-            let ends = Ends {
-                src: seen,
-                dst: guest,
-            };
-            let id = DatagramId(self.secrets.next_u16());
+        if let Some(path) = self.path(guest.ip()) {
             let datagram = Datagram {
-                ends,
-                id,
-                payload: &self.scratch[..len],
+                ends: Ends {
+                    src: seen,
+                    dst: guest,
+                },
+                id: DatagramId(self.secrets.next_u32()),
+                marks: udp::marks_inside(received.from.ip(), received.marks),
+                payload: &self.scratch[..received.len],
             };
-            emit::udp(turn.tx, wire, self.config.mtu, datagram);
+            emit::udp(turn.tx, path.wire, self.config.mtu, datagram);
         }
         Step::Taken
+    }
+
+    /// Passes an error on that the guest's answer to a client earned.
+    pub(super) fn report_answer(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        guest: SocketAddr,
+        queued: &QueuedError,
+    ) {
+        let client = queued.destination;
+        let seen = self.peer_endpoints(guest, client).find(|seen| {
+            let key = FlowKey::Peer {
+                link: self.link.id,
+                guest,
+                remote: *seen,
+            };
+            let peer = self
+                .table
+                .find(&key)
+                .and_then(|token| self.table.get(token));
+            matches!(peer, Some(Flow::Peer(peer)) if peer.client == client)
+        });
+        let (Some(seen), Some(path)) = (seen, self.path(guest.ip())) else {
+            return;
+        };
+        let ends = Ends {
+            src: guest,
+            dst: seen,
+        };
+        let quoted = &self.scratch[..queued.quoted.min(udp::MAX_QUOTED)];
+        if let Some(original) = emit::quoted_udp(ends, quoted) {
+            self.pass_on(turn, path.wire, queued, &original);
+        }
     }
 }
 
@@ -350,11 +395,7 @@ impl<H: Host> Stack<H> {
         peer: PublishedPeer,
     ) -> Option<SocketAddr> {
         let deadline = PublishedPeer::deadline(now);
-        let mut seen = mapping::seen_inside(&self.config, peer.client);
-        let other_port = self
-            .secrets
-            .fingerprint(&(peer.published, peer.client, peer.asked));
-        for attempt in 0..PEER_ATTEMPTS {
+        for seen in self.peer_endpoints(guest, peer.client) {
             let key = FlowKey::Peer {
                 link: self.link.id,
                 guest,
@@ -369,9 +410,23 @@ impl<H: Host> Stack<H> {
                 self.table.set_deadline(token, deadline);
                 return Some(seen);
             }
-            seen.set_port(49152 | (other_port.wrapping_add(attempt) & 0x3fff));
         }
         None
+    }
+
+    /// The endpoints that a client may have as the guest sees it, best first.
+    fn peer_endpoints(
+        &self,
+        guest: SocketAddr,
+        client: SocketAddr,
+    ) -> impl Iterator<Item = SocketAddr> + use<H> {
+        let seen = self.client_inside(client, guest);
+        let other_port = self.secrets.fingerprint(&(guest, client));
+        let others = (0..PEER_ATTEMPTS - 1).map(move |attempt| {
+            let port = 49152 | (other_port.wrapping_add(attempt) & 0x3fff);
+            SocketAddr::new(seen.ip(), port)
+        });
+        std::iter::once(seen).chain(others)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Datagrams that came in fragments: put together in bounded memory, or dropped.
 //!
-//! Comes in: IPv4 fragments in any order. Goes out: whole packets, or a [`DropReason`]. Held is at
-//! most 64 datagrams and 4 MiB for 30 seconds each; the oldest gives way. Exact duplicates are
+//! Comes in: fragments of either family in any order. Goes out: whole packets, or a [`DropReason`]. Held is at
+//! most 64 datagrams and 4 MiB for 60 seconds each; the oldest gives way. Exact duplicates are
 //! passed over; any other overlap drops the whole datagram (RFC 1858, RFC 5722).
 
 use std::collections::{HashMap, VecDeque};
@@ -14,10 +14,11 @@ use crate::net::{self, DropReason, Duration, Instant};
 
 const MAX_DATAGRAMS: usize = 64;
 const MAX_BYTES: usize = 4 << 20;
-/// Longest payload of an IP packet.
+/// Longest payload of an IPv4 packet, whose length counts the header, and of an IPv6 one.
 const MAX_PAYLOAD: usize = 65_535 - 20;
-/// RFC 791 asks for 15 seconds, RFC 1122 for 60 to 120; Linux takes 30.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_PAYLOAD6: usize = 65_535;
+/// RFC 8200 4.5 says 60 seconds, RFC 1122 3.3.2 60 to 120.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
@@ -25,7 +26,7 @@ struct Key {
     src: IpAddr,
     dst: IpAddr,
     protocol: u8,
-    id: u16,
+    id: u32,
 }
 
 /// A datagram of which parts are here.
@@ -42,13 +43,13 @@ struct Partial {
     total: Option<usize>,
 }
 
-/// A datagram that is whole again.
+/// A datagram whose fragments did not come in time.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Datagram {
-    /// Header of the first fragment, then the payload.
-    pub bytes: Vec<u8>,
-    /// Bytes of header.
-    pub header_len: usize,
+pub struct Expired {
+    /// Who sent it.
+    pub src: IpAddr,
+    /// Its beginning, headers included, where that was here: to be quoted in an error.
+    pub beginning: Option<Vec<u8>>,
 }
 
 /// All datagrams that wait for fragments.
@@ -82,7 +83,7 @@ impl Reassembly {
         now: Instant,
         ip: &Ip<'_>,
         fragment: Fragment,
-    ) -> Result<(Option<Datagram>, u64), DropReason> {
+    ) -> Result<(Option<Vec<u8>>, u64), DropReason> {
         let key = Key {
             link: ip.wire.link,
             src: ip.src,
@@ -91,7 +92,12 @@ impl Reassembly {
             id: fragment.id,
         };
         let end = fragment.offset + ip.payload.len();
-        if end > MAX_PAYLOAD {
+        let longest = if ip.src.is_ipv6() {
+            MAX_PAYLOAD6
+        } else {
+            MAX_PAYLOAD
+        };
+        if end > longest {
             self.forget(&key);
             return Err(DropReason::FragmentTooLong);
         }
@@ -116,7 +122,9 @@ impl Reassembly {
         };
         self.bytes += grown;
         if self.partial.get(&key).is_some_and(Partial::is_whole) {
-            let whole = self.forget(&key).map(Partial::into_datagram);
+            let whole = self
+                .forget(&key)
+                .map(|partial| partial.into_datagram(key.protocol));
             return Ok((whole, 0));
         }
         Ok((None, self.make_room()))
@@ -174,21 +182,21 @@ impl Reassembly {
         evicted
     }
 
-    /// Drops what has waited too long; returns how many.
-    pub fn expire(&mut self, now: Instant) -> u64 {
-        let mut expired = 0;
+    /// Takes out the next datagram that has waited too long.
+    pub fn expire(&mut self, now: Instant) -> Option<Expired> {
         while let Some(&(deadline, key, serial)) = self.order.front() {
             let held = self.is_held(&key, serial);
             if held && deadline > now {
-                break;
+                return None;
             }
             self.order.pop_front();
             if held {
-                self.forget(&key);
-                expired += 1;
+                return self
+                    .forget(&key)
+                    .map(|partial| partial.into_expired(key.src));
             }
         }
-        expired
+        None
     }
 
     /// When [`Reassembly::expire`] may have something to do.
@@ -240,7 +248,7 @@ impl Partial {
             self.total = Some(end);
         }
         if start == 0 {
-            self.header = ip.bytes[..ip.bytes.len() - ip.payload.len()].to_vec();
+            self.header = ip.bytes[..ip.header_len()].to_vec();
         }
         let before = self.payload.len();
         if before < end {
@@ -277,13 +285,21 @@ impl Partial {
             .is_some_and(|total| self.received == [(0, total)])
     }
 
-    fn into_datagram(self) -> Datagram {
-        let mut bytes = self.header;
-        let header_len = bytes.len();
+    fn into_expired(self, src: IpAddr) -> Expired {
+        let first = self.received.first().filter(|&&(from, _)| from == 0);
+        let beginning = first.map(|&(_, to)| {
+            let mut bytes = self.header;
+            bytes.extend(&self.payload[..to]);
+            bytes
+        });
+        Expired { src, beginning }
+    }
+
+    /// The whole packet, its header written anew.
+    fn into_datagram(self, protocol: u8) -> Vec<u8> {
+        let mut bytes = net::emit::make_whole(&self.header, protocol, self.payload.len());
         bytes.extend(self.payload);
-        let total = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
-        net::emit::make_whole(&mut bytes[..header_len], total);
-        Datagram { bytes, header_len }
+        bytes
     }
 }
 
@@ -302,7 +318,7 @@ mod tests {
     fn add(
         r: &mut Reassembly,
         now: i64,
-        id: u16,
+        id: u32,
         offset: usize,
         more: bool,
         payload: &[u8],
@@ -319,7 +335,7 @@ mod tests {
             src: [10, 0, 2, 100].into(),
             dst: [192, 0, 2, 1].into(),
             protocol: 17,
-            hop_limit: 64,
+            marks: crate::net::Marks::default(),
             fragment: None,
             bytes: &bytes,
             payload: &bytes[20..],
@@ -327,9 +343,7 @@ mod tests {
             udp_segment: None,
         };
         let whole = r.add(Instant::from_secs(now), &ip, Fragment { id, offset, more })?;
-        Ok(whole
-            .0
-            .map(|datagram| datagram.bytes[datagram.header_len..].to_vec()))
+        Ok(whole.0.map(|datagram| datagram[20..].to_vec()))
     }
 
     #[test]
@@ -381,8 +395,9 @@ mod tests {
         }
         assert!(r.partial.len() <= MAX_DATAGRAMS);
         assert!(r.order.len() <= 4 * MAX_DATAGRAMS + 1);
-        assert_eq!(r.expire(Instant::from_secs(29)), 0);
-        assert!(r.expire(Instant::from_secs(31)) > 0);
+        assert_eq!(r.expire(Instant::from_secs(59)), None);
+        assert!(r.expire(Instant::from_secs(61)).is_some());
+        while r.expire(Instant::from_secs(61)).is_some() {}
         assert_eq!((r.partial.len(), r.bytes, r.next_deadline()), (0, 0, None));
     }
 

@@ -44,6 +44,12 @@ impl Secrets {
         hasher.finish()
     }
 
+    /// The next 32-bit number.
+    pub fn next_u32(&mut self) -> u32 {
+        let [a, b, c, d, ..] = self.next_u64().to_be_bytes();
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// The next 16-bit number.
     pub fn next_u16(&mut self) -> u16 {
         let [a, b, ..] = self.next_u64().to_be_bytes();

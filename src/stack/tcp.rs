@@ -3,28 +3,42 @@
 //! Comes in: segments, host events. Goes out: flows in the table; a RST or an ICMP error where
 //! there is none. Moving bytes is `flow/tcp.rs`'s.
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::flow::key::FlowKey;
+use crate::flow::named_stream::{NamedStream, Stream};
 use crate::flow::query::ATTEMPT;
 use crate::flow::tcp::{Connected, Progress, TcpFlow};
 use crate::flow::tcp_engine::Syn;
 use crate::flow::{Flow, Turn};
-use crate::host::{Host, Token};
+use crate::host::{Host, QueuedError, Token};
 use crate::net::emit::{self, BareSegment, Ends, IcmpError};
 use crate::net::parse::{self, Ip, TcpSegment, tcp_flags};
-use crate::net::{DropReason, Instant, Wire};
+use crate::net::{DropReason, IPV6_HEADER, Instant, Marks, Wire};
 
-use super::Stack;
 use super::counters::Disposition;
 use super::mapping::{self, Verdict};
+use super::{Stack, names};
 
 /// How a guest learns that its connection request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     Reset,
     Unreachable(IcmpError),
+}
+
+/// Where a connection goes.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    /// On the host's network.
+    to: SocketAddr,
+    /// As the guest calls it.
+    asked: SocketAddr,
+    /// As its packets are to look on the host's network.
+    marks: Marks,
 }
 
 /// What a router or host would say where `connect(2)` reports this.
@@ -34,6 +48,16 @@ fn refusal(error: &io::Error) -> Refusal {
         None | Some(IcmpError::PortUnreachable) => Refusal::Reset,
         Some(said) => Refusal::Unreachable(said),
     }
+}
+
+/// The packet without IPv6 extension headers, of which the engine knows nothing.
+fn plain<'a>(ip: &Ip<'a>) -> Cow<'a, [u8]> {
+    if ip.src.is_ipv4() || ip.header_len() == IPV6_HEADER {
+        return Cow::Borrowed(ip.bytes);
+    }
+    let mut packet = emit::make_whole(ip.bytes, ip.protocol, ip.payload.len());
+    packet.extend(ip.payload);
+    Cow::Owned(packet)
 }
 
 /// How long a host may take to answer: as long as the kernel lets it, or, where another could be
@@ -66,7 +90,7 @@ impl<H: Host> Stack<H> {
             && let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
         {
             if !flow.gives_way_to(segment) {
-                if flow.segment(turn.now, turn.tx, segment, ip.bytes) {
+                if flow.segment(turn.now, turn.tx, segment, &plain(ip)) {
                     self.make_ready(token);
                 }
                 return Disposition::Forwarded;
@@ -100,6 +124,7 @@ impl<H: Host> Stack<H> {
                 ack: 0,
                 flags: tcp_flags::RST,
                 window: 0,
+                timestamps: None,
             }
         } else {
             let ack = segment.seq.wrapping_add(length);
@@ -109,6 +134,7 @@ impl<H: Host> Stack<H> {
                 ack,
                 flags: tcp_flags::RST | tcp_flags::ACK,
                 window: 0,
+                timestamps: None,
             }
         };
         if emit::tcp_bare(turn.tx, self.back(wire), answer) {
@@ -132,10 +158,7 @@ impl<H: Host> Stack<H> {
                 None => return self.reset(turn, ip.wire, ends, segment),
             },
             Verdict::Refuse => return self.reset(turn, ip.wire, ends, segment),
-            Verdict::Unreachable(error) => {
-                self.tell(turn, ip, error);
-                return Disposition::Answered;
-            }
+            Verdict::Unreachable(error) => return self.tell(turn, ip, error),
             Verdict::Drop(reason) => return Disposition::Dropped(reason),
         };
         let Ok(token) = self.table.next_token() else {
@@ -145,23 +168,37 @@ impl<H: Host> Stack<H> {
         let Some(path) = self.path(ends.src.ip()) else {
             return Disposition::Dropped(DropReason::NoNeighbour);
         };
-        let (socket, tried) = match self.connect_host(turn.host, token, to, ends.dst) {
+        let target = Target {
+            to,
+            asked: ends.dst,
+            // What lies behind the resolver's address is not the guest's to reach.
+            marks: if self.config.plan.is_resolver(ends.dst.ip()) {
+                Marks::default()
+            } else {
+                self.marks_outside(ip)
+            },
+        };
+        let (socket, tried) = match self.connect_host(turn.host, token, target) {
             Ok(connecting) => connecting,
             Err(error) => {
                 tracing::debug!(%to, %error, "connect failed");
                 return match refusal(&error) {
                     Refusal::Reset => self.reset(turn, ip.wire, ends, segment),
-                    Refusal::Unreachable(error) => {
-                        self.tell(turn, ip, error);
-                        Disposition::Answered
-                    }
+                    Refusal::Unreachable(error) => self.tell(turn, ip, error),
                 };
             }
         };
         let syn = Syn {
             seq: segment.seq,
             window: segment.window,
+            tos: segment.tos,
             options: parse::syn_options(ip.payload),
+        };
+        let asks_resolver = self.config.plan.is_resolver(ends.dst.ip());
+        let socket = if asks_resolver {
+            self.named(socket)
+        } else {
+            Stream::Plain(socket)
         };
         let mut flow = TcpFlow::connecting(ends, path, socket, syn);
         flow.tried = tried;
@@ -170,7 +207,6 @@ impl<H: Host> Stack<H> {
             guest: ends.src,
             remote: ends.dst,
         };
-        let asks_resolver = ends.dst.ip() == self.config.plan.resolver();
         let others = if asks_resolver {
             turn.host.resolvers().len()
         } else {
@@ -181,27 +217,32 @@ impl<H: Host> Stack<H> {
         Disposition::Forwarded
     }
 
-    /// Begins a connection to `to`; where that is a resolver, to the first that can be asked. Gives
-    /// how many could not.
+    /// Begins a connection; where that is to a resolver, to the first that can be asked. Gives how many
+    /// could not.
     fn connect_host(
         &self,
         host: &mut H,
         token: Token,
-        to: SocketAddr,
-        asked: SocketAddr,
+        target: Target,
     ) -> io::Result<(H::Tcp, usize)> {
-        let first = host.tcp_connect(token, to);
-        if first.is_ok() || asked.ip() != self.config.plan.resolver() {
+        let first = host.tcp_connect(token, target.to, target.marks);
+        if first.is_ok() || !self.config.plan.is_resolver(target.asked.ip()) {
             return first.map(|socket| (socket, 0));
         }
         for tried in 1..host.resolvers().len() {
             if let Some(resolver) = self.nth_resolver(host, tried)
-                && let Ok(socket) = host.tcp_connect(token, resolver)
+                && let Ok(socket) = host.tcp_connect(token, resolver, Marks::default())
             {
                 return Ok((socket, tried));
             }
         }
         first.map(|socket| (socket, 0))
+    }
+
+    /// A connection to a resolver, before which the names of the gateway's own are answered.
+    fn named(&self, socket: H::Tcp) -> Stream<H::Tcp> {
+        let config = Arc::clone(&self.config);
+        Stream::Named(Box::new(NamedStream::new(socket, config, names::judge)))
     }
 
     /// The resolver to be asked after `tried` others, the one that answered last being the first.
@@ -236,16 +277,17 @@ impl<H: Host> Stack<H> {
         let Some(Flow::Tcp(flow)) = self.table.get(token) else {
             return false;
         };
-        if flow.ends.dst.ip() != self.config.plan.resolver() || flow.waiting_syn().is_none() {
+        if !self.config.plan.is_resolver(flow.ends.dst.ip()) || flow.waiting_syn().is_none() {
             return false;
         }
         let count = turn.host.resolvers().len();
         for tried in flow.tried + 1..count {
             if let Some(resolver) = self.nth_resolver(turn.host, tried)
-                && let Ok(socket) = turn.host.tcp_connect(token, resolver)
+                && let Ok(socket) = turn.host.tcp_connect(token, resolver, Marks::default())
             {
+                let named = self.named(socket);
                 if let Some(Flow::Tcp(flow)) = self.table.get_mut(token) {
-                    flow.connect_instead(socket, tried);
+                    flow.connect_instead(named, tried);
                 }
                 let deadline = connect_deadline::<H>(turn.now, tried + 1 < count);
                 self.table.set_deadline(token, deadline);
@@ -260,32 +302,58 @@ impl<H: Host> Stack<H> {
         if self.next_resolver(turn, token) {
             return;
         }
-        let Some(Flow::Tcp(flow)) = self.table.remove(token) else {
+        let Some(Flow::Tcp(mut flow)) = self.table.remove(token) else {
             return;
         };
         let Some(syn) = flow.waiting_syn() else {
             return;
         };
         tracing::debug!(to = %flow.ends.dst, %error, "connect failed");
-        match refusal(error) {
-            Refusal::Reset => {
+        let original = emit::quoted_syn(flow.ends, syn.seq);
+        let queued = flow.connect_error();
+        // What the network said goes on as it is; about an address of the other family (a resolver's)
+        // it would make no sense.
+        let same_family = |it: &QueuedError| it.destination.is_ipv6() == flow.ends.src.is_ipv6();
+        if let (Some(queued), Some(original)) = (queued.filter(same_family), &original) {
+            return self.pass_on(turn, flow.wire(), &queued, original);
+        }
+        match (refusal(error), original) {
+            (Refusal::Reset, _) => {
                 let answer = BareSegment {
                     ends: flow.ends.reversed(),
                     seq: 0,
                     ack: syn.seq.wrapping_add(1),
                     flags: tcp_flags::RST | tcp_flags::ACK,
                     window: 0,
+                    timestamps: None,
                 };
                 emit::tcp_bare(turn.tx, flow.wire(), answer);
             }
-            Refusal::Unreachable(error) => {
-                let Some(original) = emit::quoted_syn(flow.ends, syn.seq) else {
-                    return;
-                };
-                let from = self.config.plan.gateway().into();
-                emit::icmp_error(turn.tx, flow.wire(), from, error, &original);
+            (Refusal::Unreachable(error), Some(original)) => {
+                if let Some(from) = self.config.plan.gateway_like(flow.ends.src.ip()) {
+                    emit::icmp_error(turn.tx, flow.wire(), from, error, &original);
+                }
             }
+            (Refusal::Unreachable(_), None) => {}
         }
+    }
+
+    /// The guest says by ICMP that it does not take a connection of a published port's client.
+    pub(super) fn guest_refuses(&mut self, wire: Wire, quoted: Ends) -> Disposition {
+        let key = FlowKey::Tcp {
+            link: wire.link,
+            guest: quoted.dst,
+            remote: quoted.src,
+        };
+        let token = self.table.find(&key);
+        let flow = token.and_then(|token| self.table.get_mut(token));
+        let (Some(token), Some(Flow::Tcp(flow))) = (token, flow) else {
+            return Disposition::Dropped(DropReason::TcpNoFlow);
+        };
+        if flow.refuse() {
+            self.make_ready(token);
+        }
+        Disposition::Answered
     }
 
     /// Lets a flow move bytes, and looks after it when it is over.

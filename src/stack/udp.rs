@@ -4,16 +4,18 @@
 //! errors that the network reported, as ICMP. What the gateway serves itself goes elsewhere first.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use crate::flow::key::FlowKey;
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
-use crate::host::{DatagramRole, Host, QueuedError, Token, UdpSocket};
+use crate::host::{
+    DatagramRole, Host, Outgoing, PortWish, QueuedError, Received, Token, UdpSocket,
+};
 use crate::net::emit::{self, Datagram, DatagramId, Ends, IcmpError};
 use crate::net::parse::{Ip, UdpDatagram};
-use crate::net::{DropReason, Wire};
+use crate::net::{DropReason, Marks, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
@@ -21,6 +23,9 @@ use super::mapping::{self, Verdict};
 
 /// Datagrams that one socket may deliver in one turn.
 const BUDGET: usize = 64;
+
+/// Bytes of a payload that an error quotes at most.
+pub(super) const MAX_QUOTED: usize = 1200;
 
 /// What a router would say where `connect(2)` or `sendto(2)` reports this; `None` where it would say nothing.
 pub(super) fn unreachable(error: &io::Error) -> Option<IcmpError> {
@@ -36,19 +41,73 @@ pub(super) fn unreachable(error: &io::Error) -> Option<IcmpError> {
         ),
         (ErrorKind::ConnectionRefused, IcmpError::PortUnreachable),
     ];
+    // The host's kernel does not speak that family at all.
+    if error.raw_os_error() == Some(NO_SUCH_FAMILY) {
+        return Some(IcmpError::NetUnreachable);
+    }
     known
         .into_iter()
         .find(|(kind, _)| *kind == error.kind())
         .map(|(_, said)| said)
 }
 
+/// Why a datagram did not leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unsent {
+    /// A router would say this.
+    Said(IcmpError),
+    /// Nobody would say anything: the host is busy.
+    Silent,
+}
+
+impl From<io::Error> for Unsent {
+    fn from(error: io::Error) -> Self {
+        unreachable(&error).map_or(Self::Silent, Self::Said)
+    }
+}
+
 /// A guest's datagram, or a train of them, on its way out.
 #[derive(Debug, Clone, Copy)]
-struct Outgoing<'a> {
+struct FromGuest<'a> {
     wire: Wire,
     guest: SocketAddr,
     payload: &'a [u8],
     segment: Option<NonZeroU16>,
+    marks: Marks,
+}
+
+impl<'a> FromGuest<'a> {
+    fn to_host(self, to: SocketAddr, from: Option<IpAddr>) -> Outgoing<'a> {
+        Outgoing {
+            to,
+            from,
+            payload: self.payload,
+            segment: self.segment,
+            marks: Some(self.marks),
+        }
+    }
+}
+
+/// `EMSGSIZE` and `EAFNOSUPPORT` of errno(3), the same numbers on all that we run on.
+const MESSAGE_TOO_LONG: i32 = 90;
+const NO_SUCH_FAMILY: i32 = 97;
+
+/// The socket found the datagram too long for the path's first link.
+pub(super) fn is_too_big(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(MESSAGE_TOO_LONG)
+}
+
+/// How a datagram of the host looks to the guest: one hop further, unless it comes from the host
+/// itself, which the gateway stands for.
+pub(super) fn marks_inside(from: IpAddr, marks: Marks) -> Marks {
+    if from.is_loopback() {
+        return marks;
+    }
+    let after = marks.after_hop();
+    Marks {
+        hop_limit: after.hop_limit.max(1),
+        ..after
+    }
 }
 
 impl<H: Host> Stack<H> {
@@ -59,36 +118,48 @@ impl<H: Host> Stack<H> {
         udp: &UdpDatagram<'_>,
     ) -> Disposition {
         let remote = SocketAddr::new(ip.dst, udp.dst_port);
-        let outgoing = Outgoing {
+        let datagram = FromGuest {
             wire: ip.wire,
             guest: SocketAddr::new(ip.src, udp.src_port),
             payload: udp.payload,
             segment: ip.udp_segment,
+            marks: self.marks_outside(ip),
         };
-        let sent = match self.send_to_client(turn, outgoing, remote) {
+        let sent = match self.send_to_client(turn, datagram, remote) {
             Some(sent) => sent,
             None => match mapping::verdict(&self.config, remote) {
-                Verdict::Host(to) => self.send_to_host(turn, outgoing, to),
+                Verdict::Host(to) => self.send_to_host(turn, datagram, to),
                 Verdict::Resolver => {
-                    return self.guest_query(turn, ip.wire, outgoing.guest, udp.payload);
+                    return self.guest_query(turn, ip.wire, datagram.guest, udp.payload);
                 }
-                Verdict::Refuse => Err(ErrorKind::ConnectionRefused.into()),
-                Verdict::Unreachable(error) => {
-                    self.tell(turn, ip, error);
-                    return Disposition::Answered;
-                }
+                Verdict::Refuse => Err(Unsent::Said(IcmpError::PortUnreachable)),
+                Verdict::Unreachable(error) => Err(Unsent::Said(error)),
                 Verdict::Drop(reason) => return Disposition::Dropped(reason),
             },
         };
+        self.after_sending(turn, ip, sent)
+    }
+
+    /// How a guest's packet leaves: one hop further, unless it is for the gateway itself.
+    pub(super) fn marks_outside(&self, ip: &Ip<'_>) -> Marks {
+        if self.config.plan.is_gateway_side(ip.dst) {
+            ip.marks
+        } else {
+            ip.marks.after_hop()
+        }
+    }
+
+    /// What became of a guest's packet that was to leave; the guest is told where a router would.
+    pub(super) fn after_sending(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        ip: &Ip<'_>,
+        sent: Result<(), Unsent>,
+    ) -> Disposition {
         match sent {
             Ok(()) => Disposition::Forwarded,
-            Err(error) => match unreachable(&error) {
-                Some(error) => {
-                    self.tell(turn, ip, error);
-                    Disposition::Answered
-                }
-                None => Disposition::Dropped(DropReason::HostBusy),
-            },
+            Err(Unsent::Said(error)) => self.tell(turn, ip, error),
+            Err(Unsent::Silent) => Disposition::Dropped(DropReason::HostBusy),
         }
     }
 
@@ -96,15 +167,15 @@ impl<H: Host> Stack<H> {
     fn send_to_client(
         &mut self,
         turn: &mut Turn<'_, H>,
-        outgoing: Outgoing<'_>,
+        datagram: FromGuest<'_>,
         remote: SocketAddr,
-    ) -> Option<io::Result<()>> {
+    ) -> Option<Result<(), Unsent>> {
         if !self.published.has_udp() {
             return None;
         }
         let key = FlowKey::Peer {
-            link: outgoing.wire.link,
-            guest: outgoing.guest,
+            link: datagram.wire.link,
+            guest: datagram.guest,
             remote,
         };
         let token = self.table.find(&key)?;
@@ -115,21 +186,31 @@ impl<H: Host> Stack<H> {
         let socket = self.published.udp(peer.published)?;
         self.table
             .set_deadline(token, PublishedPeer::deadline(turn.now));
-        Some(socket.send_from(peer.asked, peer.client, outgoing.payload, outgoing.segment))
+        let sent = socket.send(&datagram.to_host(peer.client, peer.asked));
+        Some(match sent {
+            Err(error) if is_too_big(&error) => {
+                Err(self.answer_too_long(turn, peer.published, datagram.guest))
+            }
+            sent => sent.map_err(Into::into),
+        })
     }
 
     fn send_to_host(
         &mut self,
         turn: &mut Turn<'_, H>,
-        outgoing: Outgoing<'_>,
+        datagram: FromGuest<'_>,
         to: SocketAddr,
-    ) -> io::Result<()> {
-        let Outgoing { wire, guest, .. } = outgoing;
-        let loopback = self.config.outbound.is_some() && to.ip().is_loopback();
+    ) -> Result<(), Unsent> {
+        let FromGuest { wire, guest, .. } = datagram;
+        let outbound = if guest.is_ipv6() {
+            &self.config.outbound6
+        } else {
+            &self.config.outbound
+        };
         let key = FlowKey::Udp {
             link: wire.link,
             guest,
-            loopback,
+            loopback: outbound.is_some() && to.ip().is_loopback(),
         };
         let token = match self.table.find(&key) {
             Some(token) => token,
@@ -139,9 +220,48 @@ impl<H: Host> Stack<H> {
             return Ok(());
         };
         let deadline = flow.sent(turn.now, to);
-        let sent = flow.socket.send_to(to, outgoing.payload, outgoing.segment);
+        let sent = flow.socket.send(&datagram.to_host(to, None));
         self.table.set_deadline(token, deadline);
-        sent
+        match sent {
+            Err(error) if is_too_big(&error) => Err(self.datagram_too_long(turn, token)),
+            sent => sent.map_err(Into::into),
+        }
+    }
+
+    /// What the error queue says about a datagram that was too long; what else it holds is about earlier
+    /// ones, and is passed on.
+    fn datagram_too_long(&mut self, turn: &mut Turn<'_, H>, token: Token) -> Unsent {
+        let mut said = Unsent::Silent;
+        while let Some(Flow::Udp(flow)) = self.table.get_mut(token)
+            && let Some(queued) = flow.socket.queued_error(&mut self.scratch)
+        {
+            if matches!(queued.error, IcmpError::TooBig(_)) {
+                said = Unsent::Said(queued.error);
+            } else {
+                self.report_udp(turn, token, &queued);
+            }
+        }
+        said
+    }
+
+    /// The same for an answer to a client of a published port.
+    fn answer_too_long(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        published: usize,
+        guest: SocketAddr,
+    ) -> Unsent {
+        let mut said = Unsent::Silent;
+        while let Some(socket) = self.published.udp(published)
+            && let Some(queued) = socket.queued_error(&mut self.scratch)
+        {
+            if matches!(queued.error, IcmpError::TooBig(_)) {
+                said = Unsent::Said(queued.error);
+            } else {
+                self.report_answer(turn, guest, &queued);
+            }
+        }
+        said
     }
 
     fn open_udp(
@@ -150,27 +270,31 @@ impl<H: Host> Stack<H> {
         wire: Wire,
         key: FlowKey,
         guest: SocketAddr,
-    ) -> io::Result<Token> {
-        let refused = |counters: &mut super::Counters| {
-            counters.flows_refused += 1;
-            // The guest hears "administratively prohibited".
-            io::Error::from(ErrorKind::PermissionDenied)
-        };
+    ) -> Result<Token, Unsent> {
+        let refused = Unsent::Said(IcmpError::AdministrativelyProhibited);
         let Ok(token) = self.table.next_token() else {
-            return Err(refused(&mut self.counters));
+            self.counters.flows_refused += 1;
+            return Err(refused);
+        };
+        let wish = PortWish {
+            ipv6: guest.is_ipv6(),
+            port: guest.port(),
+            spare: self.secrets.next_u16(),
         };
         let role = if matches!(key, FlowKey::Udp { loopback: true, .. }) {
-            DatagramRole::Loopback
+            DatagramRole::Loopback(wish)
         } else {
-            DatagramRole::Outbound {
-                ipv6: guest.is_ipv6(),
-            }
+            DatagramRole::Outbound(wish)
         };
         let socket = turn.host.udp_open(token, role).map_err(|error| {
             tracing::debug!(%guest, %error, "no UDP socket");
-            refused(&mut self.counters)
+            self.counters.flows_refused += 1;
+            match unreachable(&error) {
+                Some(IcmpError::NetUnreachable) => Unsent::Said(IcmpError::NetUnreachable),
+                Some(_) | None => refused,
+            }
         })?;
-        let flow = UdpFlow::new(socket, guest, self.back(wire));
+        let flow = UdpFlow::new(socket, guest, self.back(wire), self.config.udp_filtering);
         let deadline = turn.now;
         self.admit(token, key, Flow::Udp(flow), deadline);
         Ok(token)
@@ -186,13 +310,13 @@ impl<H: Host> Stack<H> {
             let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
                 return;
             };
-            match flow.socket.recv_from(&mut self.scratch) {
-                Ok((len, from)) => self.deliver(turn, token, from, len),
+            match flow.socket.recv(&mut self.scratch) {
+                Ok(received) => self.deliver(turn, token, received),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     let queued = flow.socket.queued_error(&mut self.scratch);
                     match queued {
-                        Some(queued) => self.report(turn, token, &queued),
+                        Some(queued) => self.report_udp(turn, token, &queued),
                         None if error.kind() == ErrorKind::WouldBlock => return,
                         None => {}
                     }
@@ -203,23 +327,24 @@ impl<H: Host> Stack<H> {
     }
 
     /// Hands a datagram in the scratch memory to the guest.
-    fn deliver(&mut self, turn: &mut Turn<'_, H>, token: Token, from: SocketAddr, len: usize) {
+    fn deliver(&mut self, turn: &mut Turn<'_, H>, token: Token, received: Received) {
         let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
             return;
         };
-        if from.ip().is_loopback() && !self.config.host_loopback {
+        let from = received.from;
+        if (from.ip().is_loopback() && !self.config.host_loopback) || !flow.admits(from) {
             return;
         }
         let ends = Ends {
-            src: mapping::seen_inside(&self.config, from),
+            src: mapping::seen_inside(&self.config, from, flow.guest.ip()),
             dst: flow.guest,
         };
         let (deadline, wire) = (flow.received(turn.now), flow.wire);
-        let id = DatagramId(self.secrets.next_u16());
         let datagram = Datagram {
             ends,
-            id,
-            payload: &self.scratch[..len],
+            id: DatagramId(self.secrets.next_u32()),
+            marks: marks_inside(from.ip(), received.marks),
+            payload: &self.scratch[..received.len],
         };
         if !emit::udp(turn.tx, wire, self.config.mtu, datagram) {
             tracing::trace!(%from, "datagram lost: transmit batch full");
@@ -227,26 +352,42 @@ impl<H: Host> Stack<H> {
         self.table.set_deadline(token, deadline);
     }
 
-    /// Passes an error on to the guest, from the router that reported it.
-    fn report(&mut self, turn: &mut Turn<'_, H>, token: Token, queued: &QueuedError) {
+    /// Passes an error on to the guest whose port it concerns.
+    fn report_udp(&mut self, turn: &mut Turn<'_, H>, token: Token, queued: &QueuedError) {
         let Some(Flow::Udp(flow)) = self.table.get(token) else {
             return;
         };
-        let remote = mapping::seen_inside(&self.config, queued.destination);
-        let quoted = &self.scratch[..queued.quoted.min(512)];
-        let Some(original) = emit::quoted_udp(
-            Ends {
-                src: flow.guest,
-                dst: remote,
-            },
-            quoted,
-        ) else {
-            return;
+        let remote = mapping::seen_inside(&self.config, queued.destination, flow.guest.ip());
+        let ends = Ends {
+            src: flow.guest,
+            dst: remote,
         };
-        let reporter = queued
-            .reporter
-            .map(|ip| mapping::seen_inside(&self.config, SocketAddr::new(ip, 0)).ip());
-        let from = reporter.unwrap_or_else(|| self.config.plan.gateway().into());
-        emit::icmp_error(turn.tx, flow.wire, from, queued.error, &original);
+        let quoted = &self.scratch[..queued.quoted.min(MAX_QUOTED)];
+        if let Some(original) = emit::quoted_udp(ends, quoted) {
+            self.pass_on(turn, flow.wire, queued, &original);
+        }
+    }
+
+    /// Passes an error about a guest's packet on, from the router that reported it.
+    pub(super) fn pass_on(
+        &self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        queued: &QueuedError,
+        original: &[u8],
+    ) {
+        let ipv6 = original.first().is_some_and(|first| first >> 4 == 6);
+        let plan = &self.config.plan;
+        let gateway = if ipv6 {
+            plan.gateway6().map(IpAddr::from)
+        } else {
+            Some(plan.gateway().into())
+        };
+        let Some(gateway) = gateway else { return };
+        let from = queued.reporter.map_or(gateway, |reporter| {
+            let reporter = SocketAddr::new(reporter, 0);
+            mapping::seen_inside(&self.config, reporter, gateway).ip()
+        });
+        emit::icmp_error(turn.tx, wire, from, queued.error, original);
     }
 }

@@ -14,4 +14,5 @@ pub mod privileges;
 pub mod process;
 pub mod readiness;
 pub mod signals;
+pub mod socket;
 pub mod tap;

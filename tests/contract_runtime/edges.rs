@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -182,7 +182,7 @@ fn machine_at_a_socket_is_served() {
     assert_eq!(answer.payload[8..], *b"are you there");
 
     let server = serve::udp_echo(world.udp(at(LOOPBACK, 0)).unwrap());
-    let to = SocketAddrV4::new(GATEWAY_V4, server.port());
+    let to = SocketAddr::new(GATEWAY_V4.into(), server.port());
     machine.send(&packets::udp_frame(4000, to, b"question"));
     assert_eq!(machine.packet().udp(), Some((to, 4000, &b"question"[..])));
 

@@ -10,7 +10,10 @@ use crate::support::serve;
 use crate::support::slirp4netns::Served;
 use crate::support::sockets::{Sockets, assert_errno};
 use crate::support::world::World;
-use crate::support::{GATEWAY, LOOPBACK, RESOLVER, WORLD_A, WORLD_B, WORLD_C, at};
+use crate::support::{
+    GATEWAY, GATEWAY6, LOOPBACK, LOOPBACK6, RESOLVER, SOON, WORLD_A, WORLD_B, WORLD_C, WORLD6_A,
+    WORLD6_B, WORLD6_C, at, wait_until,
+};
 
 /// A DNS question for the address of `x`.
 const QUESTION: &[u8] =
@@ -175,5 +178,62 @@ fn host_loopback_can_be_disabled() {
         asking.send(QUESTION).unwrap();
         asking.recv(&mut [0; 512]).expect("DNS goes on");
         assert_eq!(resolver.questions().len(), 1);
+    }
+}
+
+/// `-6`: a guest makes up its address, and reaches the host's loopback by the gateway's.
+#[test]
+fn ipv6_is_carried_where_it_is_asked_for() {
+    for (options, carried) in [
+        (&["-6"][..], true),
+        (&["--enable-ipv6"], true),
+        (&[], false),
+    ] {
+        let world = World::with_ipv6_route();
+        let net = Served::in_world(world, options);
+        let solicit = "echo 1 > /proc/sys/net/ipv6/conf/tap0/disable_ipv6
+                       echo 0 > /proc/sys/net/ipv6/conf/tap0/accept_dad
+                       echo 0 > /proc/sys/net/ipv6/conf/tap0/disable_ipv6";
+        net.guest.run("sh", &["-ec", solicit]).output();
+        if carried {
+            let asked = ["-6", "-o", "address", "show", "dev", "tap0", "dynamic"];
+            wait_until("an address", SOON, || {
+                let shown = net.guest.run("ip", &asked).output();
+                shown.contains("inet6 fd00:").then_some(())
+            });
+            let listener = net.world.listen(at(LOOPBACK6, 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            net.guest.connect(at(GATEWAY6, port)).unwrap();
+            let seen = seen_by(&net.world, &net.guest, WORLD6_A);
+            assert_eq!(seen, [WORLD6_A; 2]);
+        } else {
+            let asked = ["-6", "-c1", "-W2", "-I", "tap0", "fe80::2"];
+            let finished = net.guest.run("ping", &asked);
+            assert!(!finished.status.success(), "{finished:?}");
+            let shown = net.guest.run("ip", &["-6", "route"]).output();
+            assert!(!shown.contains("fd00:"), "{shown}");
+        }
+    }
+}
+
+/// `--outbound-addr6`, by address and by interface; it concerns IPv6 alone.
+#[test]
+fn outbound_addr6_is_the_source() {
+    for (option, seen) in [
+        ("2001:db8:2::7", WORLD6_C),
+        ("2001:db8:1::1", WORLD6_A),
+        ("host0", WORLD6_B),
+    ] {
+        let world = World::with_ipv6_route();
+        let net = Served::in_world(world, &["-6", "--outbound-addr6", option]);
+        let asked = ["-6", "-o", "address", "show", "dev", "tap0", "dynamic"];
+        wait_until("a settled address", SOON, || {
+            let shown = net.guest.run("ip", &asked).output();
+            let there = shown.contains("inet6 fd00:") && !shown.contains("tentative");
+            there.then_some(())
+        });
+        let found = seen_by(&net.world, &net.guest, WORLD6_B);
+        assert_eq!(found, [seen; 2], "{option}");
+        assert_eq!(seen_by(&net.world, &net.guest, WORLD_B), [WORLD_B; 2]);
     }
 }

@@ -71,6 +71,24 @@ fn link_local_address_is_not_tentative_when_ready_is_said() {
     assert!(!shown.contains("tentative"), "{shown}");
 }
 
+/// The same of the address that the guest makes up: who starts then can use it.
+#[test]
+fn made_up_address_is_usable_when_ready_is_said() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let switch = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad";
+    guest.run("sh", &["-ec", switch]).output();
+    let pid = guest.pid().to_string();
+    let _slirp4netns = Call::new(&world, &["-c", "-6", "-r", "3", &pid, "tap0"]).ready_at(3);
+    let shown = guest.run("ip", &["-6", "-o", "address", "show", "tap0"]);
+    let shown = shown.output();
+    let address = shown.lines().find(|line| line.contains("inet6 fd00:"));
+    assert!(
+        address.is_some_and(|line| line.contains("/64") && !line.contains("tentative")),
+        "{shown}"
+    );
+}
+
 /// Contract 3.1, behaviour 4: one byte and the end; the API answers at that time.
 #[test]
 fn ready_is_said_once_when_the_api_answers() {

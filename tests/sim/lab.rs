@@ -11,14 +11,14 @@
     reason = "each test program uses its part of the vocabulary"
 )]
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use tapgate::config::{Config, Protocol, Publish};
 use tapgate::host::simulated::{Sent, SocketId};
 use tapgate::net::{DropReason, Duration};
 
-use crate::packets::{self, Received};
-use crate::sim::{Faults, Sim};
+use crate::packets::{self, read::Received};
+use crate::sim::{Faults, GUEST, Sim};
 
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
@@ -27,10 +27,6 @@ pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub(crate) const FIRST: SocketId = SocketId(0);
 
 pub(crate) fn addr(text: &str) -> SocketAddr {
-    text.parse().unwrap()
-}
-
-pub(crate) fn v4(text: &str) -> SocketAddrV4 {
     text.parse().unwrap()
 }
 
@@ -51,7 +47,16 @@ impl Lab {
     }
 
     pub(crate) fn with(config: Config) -> Self {
-        Self(Sim::with(1, config, Faults::default()))
+        Self::of(GUEST, config)
+    }
+
+    /// A guest whose own sockets have that address.
+    pub(crate) fn of(guest: IpAddr, config: Config) -> Self {
+        let mut lab = Self(Sim::of(guest, 1, config, Faults::default()));
+        // The gateway has introduced itself; what comes from now on is about what the test does.
+        lab.wait(millis(1));
+        lab.0.received.clear();
+        lab
     }
 
     /// Lets exactly `time` pass; frames under way arrive within 150 us.
@@ -76,10 +81,10 @@ impl Lab {
 
     /// The guest sends a datagram.
     pub(crate) fn udp(&mut self, from: u16, to: &str, payload: &[u8]) {
-        self.send(packets::udp_frame(from, v4(to), payload));
+        self.send(packets::udp_frame(from, addr(to), payload));
     }
 
-    /// What came to the guest since the last time, but ARP and TCP.
+    /// What came to the guest since the last time, but ARP, TCP and advertisements to all.
     pub(crate) fn received(&mut self) -> Vec<Received> {
         packets::read(&std::mem::take(&mut self.0.received)).unwrap()
     }

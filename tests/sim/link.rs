@@ -27,6 +27,7 @@ const ACK: u8 = 16;
 /// FIN and PSH: of a segment that is cut up, only the last piece has them.
 const LAST_ONLY: u8 = FIN | 8;
 const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
 
 /// What the link does to frames, each in percent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -119,10 +120,9 @@ impl LinkKind {
 
     /// Takes options out of a SYN, in both directions alike, so that both ends agree.
     fn narrow(&self, packet: &mut [u8], mss: Option<u16>) {
-        let tcp = IPV4_HEADER;
-        if packet.len() < tcp + 20 || packet[9] != 6 || packet[tcp + 13] & SYN == 0 {
+        let Some(tcp) = tcp_at(packet).filter(|tcp| packet[tcp + 13] & SYN != 0) else {
             return;
-        }
+        };
         let end = tcp + usize::from(packet[tcp + 12] >> 4) * 4;
         let (mut at, before) = (tcp + 20, packet[tcp..end].to_vec());
         while at < end && packet[at] != 0 {
@@ -150,16 +150,29 @@ impl LinkKind {
     }
 }
 
-/// The TCP part of a frame.
-fn tcp_of(frame: &[u8]) -> Option<&[u8]> {
-    let is_tcp = frame.len() >= 54 && frame[12..14] == [8, 0] && frame[23] == 6;
-    is_tcp.then(|| &frame[ETHERNET_HEADER + IPV4_HEADER..])
+/// Where a packet has its TCP header, if it has one.
+pub(crate) fn tcp_at(packet: &[u8]) -> Option<usize> {
+    let (protocol, header) = match packet.first()? >> 4 {
+        4 => (*packet.get(9)?, IPV4_HEADER),
+        6 => (*packet.get(6)?, IPV6_HEADER),
+        _ => return None,
+    };
+    (protocol == 6 && packet.len() >= header + 20).then_some(header)
 }
 
-/// Cuts a long segment up as `VIRTIO_NET_HDR_GSO_TCPV4` asks for it; checksums are left to be done.
+/// The TCP part of a frame.
+fn tcp_of(frame: &[u8]) -> Option<&[u8]> {
+    let packet = frame.get(ETHERNET_HEADER..)?;
+    tcp_at(packet).map(|tcp| &packet[tcp..])
+}
+
+/// Cuts a long segment up as `VIRTIO_NET_HDR_GSO_TCPV4` and `_TCPV6` ask for it; checksums are left to
+/// be done.
 fn cut(frame: &[u8], segment: TcpSegmentation) -> Vec<Vec<u8>> {
     let (headers, payload) = frame.split_at(usize::from(segment.header_len));
-    let tcp = ETHERNET_HEADER + IPV4_HEADER;
+    let header = tcp_at(&frame[ETHERNET_HEADER..]).unwrap();
+    assert_eq!(header == IPV6_HEADER, segment.ipv6, "the family");
+    let tcp = ETHERNET_HEADER + header;
     let first = u32::from_be_bytes(frame[tcp + 4..tcp + 8].try_into().unwrap());
     let size = usize::from(segment.size.get());
     let count = payload.chunks(size).len();
@@ -167,11 +180,7 @@ fn cut(frame: &[u8], segment: TcpSegmentation) -> Vec<Vec<u8>> {
         let mut piece = headers.to_vec();
         piece.extend(bytes);
         let total = u16::try_from(piece.len() - ETHERNET_HEADER).unwrap();
-        let ip = &mut piece[ETHERNET_HEADER..];
-        ip[2..4].copy_from_slice(&total.to_be_bytes());
-        ip[10..12].fill(0);
-        let sum = !Sum::default().bytes(&ip[..IPV4_HEADER]).fold();
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        set_length(&mut piece[ETHERNET_HEADER..], total);
         let seq = first.wrapping_add(u32::try_from(nth * size).unwrap());
         piece[tcp + 4..tcp + 8].copy_from_slice(&seq.to_be_bytes());
         if nth + 1 < count {
@@ -180,6 +189,19 @@ fn cut(frame: &[u8], segment: TcpSegmentation) -> Vec<Vec<u8>> {
         piece
     };
     payload.chunks(size).enumerate().map(piece).collect()
+}
+
+/// Tells a packet how long it is.
+fn set_length(ip: &mut [u8], total: u16) {
+    if ip[0] >> 4 == 6 {
+        let payload = total - u16::try_from(IPV6_HEADER).unwrap();
+        ip[4..6].copy_from_slice(&payload.to_be_bytes());
+        return;
+    }
+    ip[2..4].copy_from_slice(&total.to_be_bytes());
+    ip[10..12].fill(0);
+    let sum = !Sum::default().bytes(&ip[..IPV4_HEADER]).fold();
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// How far each of the guest's connections lets the stack send, by the guest's port.
@@ -198,7 +220,9 @@ struct Window {
 impl Windows {
     /// Takes note of what the guest says.
     pub(crate) fn note(&mut self, packet: &[u8]) {
-        let tcp = &packet[IPV4_HEADER..];
+        let Some(tcp) = tcp_at(packet).map(|tcp| &packet[tcp..]) else {
+            return;
+        };
         let window = self.0.entry(port(tcp, 0)).or_default();
         let field = u32::from(u16::from_be_bytes([tcp[14], tcp[15]]));
         let is_syn = tcp[13] & SYN != 0;
@@ -249,7 +273,7 @@ fn ahead(seq: u32, other: u32) -> bool {
 /// smoltcp 0.14 lets a stale window close the send window while data is in flight, and then neither
 /// retransmits nor probes: the connection stands still until a keep-alive. A tap keeps the order.
 pub(crate) fn faults_of(packet: &[u8], faults: Faults) -> Faults {
-    let closes = packet[IPV4_HEADER + 14..IPV4_HEADER + 16] == [0, 0];
+    let closes = tcp_at(packet).is_some_and(|tcp| packet[tcp + 14..tcp + 16] == [0, 0]);
     Faults {
         reorder: if closes { 0 } else { faults.reorder },
         ..faults
@@ -269,16 +293,18 @@ fn window_scale(tcp: &[u8]) -> u8 {
     }
 }
 
-/// Sums a TCP packet over IPv4 anew.
+/// Sums a TCP packet anew.
 pub(crate) fn sum_tcp(packet: &mut [u8]) {
-    let length = u16::try_from(packet.len() - IPV4_HEADER).unwrap();
+    let tcp = tcp_at(packet).unwrap();
+    let addresses = if tcp == IPV4_HEADER { 12..20 } else { 8..40 };
+    let length = u16::try_from(packet.len() - tcp).unwrap();
     let pseudo = Sum::default()
-        .bytes(&packet[12..20])
+        .bytes(&packet[addresses])
         .word(6)
         .word(length)
         .fold();
-    packet[36..38].copy_from_slice(&pseudo.to_be_bytes());
-    complete(packet, IPV4_HEADER, 16);
+    packet[tcp + 16..tcp + 18].copy_from_slice(&pseudo.to_be_bytes());
+    complete(packet, tcp, 16);
 }
 
 /// Frames under way in one direction.

@@ -16,7 +16,7 @@
 mod link;
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -38,6 +38,11 @@ use link::{Windows, Wire, sum_tcp};
 pub(crate) const GUEST_MAC: Mac = Mac([2, 0, 0, 0, 0, 100]);
 pub(crate) const GATEWAY_MAC: Mac = Mac([0x52, 0x55, 10, 0, 2, 2]);
 pub(crate) const GUEST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 100));
+pub(crate) const GUEST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100));
+
+/// Where router advertisements to all go: to 33:33:00:00:00:01 (RFC 2464), with ICMPv6 type 134.
+const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+const ROUTER_ADVERTISEMENT: u8 = 134;
 
 /// The guest's side of the link: IP packets in and out.
 struct GuestDevice {
@@ -107,6 +112,10 @@ pub(crate) struct Sim {
     pub(crate) wake: Option<Instant>,
     kind: LinkKind,
     windows: Windows,
+    /// Router advertisements to all, which come by themselves, and when they came.
+    pub(crate) advertised: Vec<(Instant, Vec<u8>)>,
+    /// The address that the guest's own sockets have: smoltcp has room for one.
+    guest: IpAddr,
     host: SimulatedHost,
     tx: TxBatch,
     to_stack: Wire,
@@ -123,11 +132,22 @@ impl Sim {
     }
 
     pub(crate) fn with(seed: u64, config: Config, faults: Faults) -> Self {
-        Self::over(LinkKind::default(), seed, config, faults)
+        Self::of(GUEST, seed, config, faults)
     }
 
-    /// A guest over a link of a certain kind.
-    pub(crate) fn over(kind: LinkKind, seed: u64, config: Config, faults: Faults) -> Self {
+    /// A scenario whose guest's own sockets have the address `guest`.
+    pub(crate) fn of(guest: IpAddr, seed: u64, config: Config, faults: Faults) -> Self {
+        Self::over(LinkKind::default(), guest, seed, config, faults)
+    }
+
+    /// A guest with the address `guest` over a link of a certain kind.
+    pub(crate) fn over(
+        kind: LinkKind,
+        guest: IpAddr,
+        seed: u64,
+        config: Config,
+        faults: Faults,
+    ) -> Self {
         let net = Network::new();
         let link = LinkInfo {
             id: LinkId(0),
@@ -143,7 +163,10 @@ impl Sim {
         let mut interface_config = InterfaceConfig::new(HardwareAddress::Ip);
         interface_config.random_seed = seed;
         let mut interface = Interface::new(interface_config, &mut device, Instant::ZERO);
-        interface.update_ip_addrs(|addrs| addrs.push(IpCidr::new(GUEST.into(), 24)).unwrap());
+        interface.update_ip_addrs(|addrs| {
+            let prefix = if guest.is_ipv4() { 24 } else { 64 };
+            addrs.push(IpCidr::new(guest.into(), prefix)).unwrap();
+        });
         Self {
             stack: Stack::new(Arc::new(config), link, [seed, 2, 3, 4]),
             host: net.host(),
@@ -156,6 +179,8 @@ impl Sim {
             wake: None,
             kind,
             windows: Windows::default(),
+            advertised: Vec::new(),
+            guest,
             tx: TxBatch::new(256, 256 * 1024),
             to_stack: Wire::default(),
             to_guest: Wire::default(),
@@ -174,7 +199,7 @@ impl Sim {
     pub(crate) fn connect_with(&mut self, to: &str, buffer: usize) -> SocketHandle {
         let to: SocketAddr = to.parse().unwrap();
         let mut socket = self.guest_socket(buffer);
-        let local = IpEndpoint::new(GUEST.into(), self.next_port);
+        let local = IpEndpoint::new(self.guest.into(), self.next_port);
         self.next_port += 1;
         let remote = IpEndpoint::new(to.ip().into(), to.port());
         socket
@@ -297,11 +322,15 @@ impl Sim {
     fn turn_of_guest(&mut self) {
         let now = self.clock.now();
         while let Some(frame) = self.to_guest.due(now) {
-            let is_tcp = frame.len() > 34 && frame[12..14] == [8, 0] && frame[23] == 6;
-            if is_tcp {
+            let ipv4_tcp = frame.len() > 34 && frame[12..14] == [8, 0] && frame[23] == 6;
+            let ipv6 = frame.len() > 54 && frame[12..14] == [0x86, 0xdd];
+            let of_guest = ipv6 == self.guest.is_ipv6();
+            if of_guest && (ipv4_tcp || ipv6 && frame[20] == 6) {
                 let mut packet = frame[14..].to_vec();
                 self.keep_guest_from_stalling(&mut packet);
                 self.guest_takes(now, packet);
+            } else if ipv6 && frame[..6] == ALL_NODES_MAC && frame[54] == ROUTER_ADVERTISEMENT {
+                self.advertised.push((now, frame));
             } else {
                 self.received.push(frame);
             }
@@ -319,7 +348,7 @@ impl Sim {
 
     /// A segment comes to the guest's sockets; which of them a RST closes is noted.
     fn guest_takes(&mut self, now: Instant, packet: Vec<u8>) {
-        let is_reset = packet[33] & 4 != 0;
+        let is_reset = link::tcp_at(&packet).is_some_and(|tcp| packet[tcp + 13] & 4 != 0);
         let open = |sockets: &SocketSet<'static>| -> Vec<(SocketHandle, tcp::State)> {
             let states = sockets.iter().map(|(handle, socket)| {
                 let smoltcp::socket::Socket::Tcp(socket) = socket;
@@ -350,8 +379,9 @@ impl Sim {
     /// while nothing but its FIN is outstanding. Our engine guards itself (`flow/tcp_engine.rs`);
     /// the guest here is guarded by the link, in the same way: by a window that varies.
     fn keep_guest_from_stalling(&mut self, packet: &mut [u8]) {
-        let port = u16::from_be_bytes([packet[22], packet[23]]);
-        let empty = packet.len() == 20 + usize::from(packet[32] >> 4) * 4;
+        let header = if self.guest.is_ipv4() { 20 } else { 40 };
+        let port = u16::from_be_bytes([packet[header + 2], packet[header + 3]]);
+        let empty = packet.len() == header + usize::from(packet[header + 12] >> 4) * 4;
         let closing = self.sockets.iter_mut().any(|(_, socket)| {
             let smoltcp::socket::Socket::Tcp(socket) = socket;
             let fin_only = matches!(
@@ -366,7 +396,7 @@ impl Sim {
         });
         if empty && closing {
             let window = 1 + u16::try_from(self.random.below(1000)).unwrap();
-            packet[34..36].copy_from_slice(&window.to_be_bytes());
+            packet[header + 14..header + 16].copy_from_slice(&window.to_be_bytes());
             sum_tcp(packet);
         }
     }
@@ -416,57 +446,21 @@ impl Sim {
 pub(crate) fn ethernet(packet: &[u8]) -> Vec<u8> {
     let mut frame = GATEWAY_MAC.0.to_vec();
     frame.extend(GUEST_MAC.0);
-    frame.extend([8, 0]);
+    frame.extend(if packet[0] >> 4 == 6 {
+        [0x86, 0xdd]
+    } else {
+        [8, 0]
+    });
     frame.extend(packet);
     frame
 }
 
-/// A UDP frame of the guest.
-pub(crate) fn udp_frame(from: u16, to: &str, payload: &[u8]) -> Vec<u8> {
-    use tapgate::net::emit::{Datagram, DatagramId, Ends, udp};
-    let wire = tapgate::net::Wire {
-        link: LinkId(0),
-        src: GUEST_MAC,
-        dst: GATEWAY_MAC,
-    };
-    let ends = Ends {
-        src: SocketAddr::new(GUEST, from),
-        dst: to.parse().unwrap(),
-    };
-    let mut tx = TxBatch::new(4, 0);
-    assert!(udp(
-        &mut tx,
-        wire,
-        65_520,
-        Datagram {
-            ends,
-            id: DatagramId(1),
-            payload
-        }
-    ));
-    tx.frames().next().unwrap().bytes().to_vec()
-}
-
-/// The source and payload of a UDP frame to the guest.
-pub(crate) fn read_udp(frame: &[u8]) -> Option<(SocketAddr, u16, Vec<u8>)> {
-    use tapgate::net::parse::{self, Packet, Transport};
-    let parsed = parse::frame(frame, RxMeta::plain(LinkId(0))).ok()?;
-    let Packet::Ip(ip) = parsed.packet else {
-        return None;
-    };
-    let Transport::Udp(udp) = parse::transport(&ip).ok()? else {
-        return None;
-    };
-    Some((
-        SocketAddr::new(ip.src, udp.src_port),
-        udp.dst_port,
-        udp.payload.to_vec(),
-    ))
-}
-
-/// Type and code of an ICMP frame to the guest.
+/// Type and code of an ICMP or ICMPv6 frame to the guest.
 pub(crate) fn read_icmp(frame: &[u8]) -> Option<(u8, u8)> {
-    (frame.len() > 36 && frame[12..14] == [8, 0] && frame[23] == 1).then(|| (frame[34], frame[35]))
+    let ipv4 = frame.len() > 36 && frame[12..14] == [8, 0] && frame[23] == 1;
+    let ipv6 = frame.len() > 56 && frame[12..14] == [0x86, 0xdd] && frame[20] == 58;
+    let at = if ipv6 { 54 } else { 34 };
+    (ipv4 || ipv6).then(|| (frame[at], frame[at + 1]))
 }
 
 /// Seconds of virtual time.

@@ -1,15 +1,26 @@
 //! Frames of a guest, written byte by byte, and a reader of the frames that it gets.
 //!
 //! Apart from `tapgate::net` on purpose: what the tests send and expect comes from the RFCs, so a
-//! mistake in the stack's own writer can't hide one in its parser. Shared by `sim_services.rs`,
-//! the decoder in `scenario.rs`, and through it by the fuzz target `whole_stack`.
+//! mistake in the stack's own writer can't hide one in its parser. What both families share and IPv4
+//! stand here, IPv6 in [`v6`], the reader in [`read`]. Shared by the tests of services, the decoder in
+//! `scenario.rs`, and through it by the fuzz target `whole_stack`.
 #![allow(
     dead_code,
     reason = "each test program uses its part of the vocabulary"
 )]
 
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+#[path = "packets_read.rs"]
+pub(crate) mod read;
+#[path = "packets6.rs"]
+pub(crate) mod v6;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+#[allow(
+    unused_imports,
+    reason = "each test program uses its part of the vocabulary"
+)]
+pub(crate) use read::{Received, read};
 
 pub(crate) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 100];
 pub(crate) const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
@@ -17,10 +28,12 @@ pub(crate) const BROADCAST_MAC: [u8; 6] = [0xff; 6];
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 
 pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHERTYPE_ARP: u16 = 0x0806;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// The Internet checksum (RFC 1071) of `parts`, taken as one; all but the last of even length.
 pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
@@ -98,42 +111,102 @@ impl Ipv4 {
         payload.chunks(step).enumerate().map(cut).collect()
     }
 
-    fn pseudo_header(&self, len: usize) -> Vec<u8> {
-        let mut pseudo = self.src.octets().to_vec();
-        pseudo.extend(self.dst.octets());
-        pseudo.extend([0, self.protocol]);
-        pseudo.extend(length(len));
-        pseudo
-    }
-
     /// A UDP datagram with its checksum.
     pub(crate) fn udp(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
-        let mut datagram = from.to_be_bytes().to_vec();
-        datagram.extend(to.to_be_bytes());
-        datagram.extend(length(8 + payload.len()));
-        datagram.extend([0, 0]);
-        datagram.extend(payload);
-        let sum = checksum(&[&self.pseudo_header(datagram.len()), &datagram]);
-        let sum = if sum == 0 { 0xffff } else { sum };
-        datagram[6..8].copy_from_slice(&sum.to_be_bytes());
-        datagram
+        udp([self.src.into(), self.dst.into()], [from, to], payload)
     }
 
     /// A TCP segment with its checksum; `options` padded to words by the caller.
     pub(crate) fn tcp(&self, fields: &Segment, options: &[u8], payload: &[u8]) -> Vec<u8> {
-        let mut segment = fields.from.to_be_bytes().to_vec();
-        segment.extend(fields.to.to_be_bytes());
-        segment.extend(fields.seq.to_be_bytes());
-        segment.extend(fields.ack.to_be_bytes());
-        let words = u8::try_from(5 + options.len() / 4).unwrap_or(15).min(15);
-        segment.extend([words << 4, fields.flags]);
-        segment.extend(fields.window.to_be_bytes());
-        segment.extend([0; 4]);
-        segment.extend(options);
-        segment.extend(payload);
-        let sum = checksum(&[&self.pseudo_header(segment.len()), &segment]);
-        segment[16..18].copy_from_slice(&sum.to_be_bytes());
-        segment
+        tcp([self.src.into(), self.dst.into()], fields, options, payload)
+    }
+}
+
+/// What transport checksums begin with (RFC 768, RFC 8200 8.1).
+fn pseudo_header([src, dst]: [IpAddr; 2], protocol: u8, len: usize) -> Vec<u8> {
+    let mut pseudo = Vec::new();
+    for addr in [src, dst] {
+        match addr {
+            IpAddr::V4(addr) => pseudo.extend(addr.octets()),
+            IpAddr::V6(addr) => pseudo.extend(addr.octets()),
+        }
+    }
+    pseudo.extend([0, protocol]);
+    pseudo.extend(length(len));
+    pseudo
+}
+
+fn udp(ends: [IpAddr; 2], [from, to]: [u16; 2], payload: &[u8]) -> Vec<u8> {
+    let mut datagram = from.to_be_bytes().to_vec();
+    datagram.extend(to.to_be_bytes());
+    datagram.extend(length(8 + payload.len()));
+    datagram.extend([0, 0]);
+    datagram.extend(payload);
+    let sum = checksum(&[&pseudo_header(ends, UDP, datagram.len()), &datagram]);
+    let sum = if sum == 0 { 0xffff } else { sum };
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    datagram
+}
+
+fn tcp(ends: [IpAddr; 2], fields: &Segment, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut segment = fields.from.to_be_bytes().to_vec();
+    segment.extend(fields.to.to_be_bytes());
+    segment.extend(fields.seq.to_be_bytes());
+    segment.extend(fields.ack.to_be_bytes());
+    let words = u8::try_from(5 + options.len() / 4).unwrap_or(15).min(15);
+    segment.extend([words << 4, fields.flags]);
+    segment.extend(fields.window.to_be_bytes());
+    segment.extend([0; 4]);
+    segment.extend(options);
+    segment.extend(payload);
+    let sum = checksum(&[&pseudo_header(ends, TCP, segment.len()), &segment]);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
+}
+
+/// A header of either family.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ip {
+    V4(Ipv4),
+    V6(v6::Ipv6),
+}
+
+impl Ip {
+    /// From the guest's address of that family.
+    pub(crate) fn new(dst: IpAddr, protocol: u8) -> Self {
+        match dst {
+            IpAddr::V4(dst) => Self::V4(Ipv4::new(dst, protocol)),
+            IpAddr::V6(dst) => Self::V6(v6::Ipv6::new(dst, protocol)),
+        }
+    }
+
+    pub(crate) fn frame(&self, payload: &[u8]) -> Vec<u8> {
+        match self {
+            Self::V4(ip) => ip.frame(payload),
+            Self::V6(ip) => ip.frame(payload),
+        }
+    }
+
+    pub(crate) fn udp(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+        match self {
+            Self::V4(ip) => ip.udp(from, to, payload),
+            Self::V6(ip) => ip.udp(from, to, payload),
+        }
+    }
+
+    pub(crate) fn tcp(&self, fields: &Segment, options: &[u8], payload: &[u8]) -> Vec<u8> {
+        match self {
+            Self::V4(ip) => ip.tcp(fields, options, payload),
+            Self::V6(ip) => ip.tcp(fields, options, payload),
+        }
+    }
+
+    /// An ICMP or ICMPv6 message with two words of its own.
+    pub(crate) fn icmp(&self, kind: [u8; 2], words: [u16; 2], data: &[u8]) -> Vec<u8> {
+        match self {
+            Self::V4(_) => icmp(kind[0], kind[1], words, data),
+            Self::V6(ip) => ip.icmp(kind, words, data),
+        }
     }
 }
 
@@ -157,8 +230,8 @@ pub(crate) fn ethernet(dst: [u8; 6], ethertype: u16, packet: &[u8]) -> Vec<u8> {
 }
 
 /// A UDP frame of the guest.
-pub(crate) fn udp_frame(from: u16, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
-    let ip = Ipv4::new(*to.ip(), UDP);
+pub(crate) fn udp_frame(from: u16, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let ip = Ip::new(to.ip(), UDP);
     ip.frame(&ip.udp(from, to.port(), payload))
 }
 
@@ -198,121 +271,4 @@ pub(crate) fn dhcp(mac: [u8; 6], client: Ipv4Addr, options: &[(u8, &[u8])]) -> V
     }
     message.push(255);
     message
-}
-
-/// An IPv4 packet that came to the guest: whole, whatever it came in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Received {
-    pub(crate) src: Ipv4Addr,
-    pub(crate) dst: Ipv4Addr,
-    pub(crate) protocol: u8,
-    pub(crate) payload: Vec<u8>,
-}
-
-impl Received {
-    pub(crate) fn word(&self, at: usize) -> u16 {
-        u16::from_be_bytes([self.payload[at], self.payload[at + 1]])
-    }
-
-    /// Type and code of an ICMP message.
-    pub(crate) fn icmp(&self) -> Option<(u8, u8)> {
-        (self.protocol == ICMP).then(|| (self.payload[0], self.payload[1]))
-    }
-
-    /// Source, destination port and payload of a datagram.
-    pub(crate) fn udp(&self) -> Option<(SocketAddrV4, u16, &[u8])> {
-        let from = SocketAddrV4::new(self.src, self.word(0));
-        (self.protocol == UDP).then(|| (from, self.word(2), &self.payload[8..]))
-    }
-}
-
-/// A fragment: its offset and bytes.
-type Piece = (usize, Vec<u8>);
-
-/// Reads frames to the guest, with every checksum looked at: fragments are joined, anything that
-/// is no IPv4 is passed over.
-pub(crate) fn read(frames: &[Vec<u8>]) -> Result<Vec<Received>, String> {
-    let mut whole = Vec::new();
-    let mut partial: BTreeMap<(u16, u8), Vec<Piece>> = BTreeMap::new();
-    for frame in frames {
-        if frame.get(12..14) != Some(&[8, 0]) {
-            continue;
-        }
-        let (header, payload) = split(&frame[14..])?;
-        let received = Received {
-            src: Ipv4Addr::new(header[12], header[13], header[14], header[15]),
-            dst: Ipv4Addr::new(header[16], header[17], header[18], header[19]),
-            protocol: header[9],
-            payload: payload.to_vec(),
-        };
-        let fragment = u16::from_be_bytes([header[6], header[7]]);
-        if fragment & 0x3fff == 0 {
-            whole.push(received);
-            continue;
-        }
-        let key = (u16::from_be_bytes([header[4], header[5]]), header[9]);
-        let pieces = partial.entry(key).or_default();
-        let offset = usize::from(fragment & 0x1fff) * 8;
-        pieces.push((offset, payload.to_vec()));
-        pieces.sort();
-        if fragment & 0x2000 == 0 {
-            let payload = join(pieces)?;
-            partial.remove(&key);
-            whole.push(Received {
-                payload,
-                ..received
-            });
-        }
-    }
-    for packet in &whole {
-        transport_holds(packet)?;
-    }
-    Ok(whole)
-}
-
-/// The stack sends fragments in order, so the last one ends the datagram.
-fn join(pieces: &[Piece]) -> Result<Vec<u8>, String> {
-    let mut joined: Vec<u8> = Vec::new();
-    for (offset, piece) in pieces {
-        if *offset != joined.len() {
-            return Err(format!("fragment at {offset}, expected {}", joined.len()));
-        }
-        joined.extend(piece);
-    }
-    Ok(joined)
-}
-
-fn split(packet: &[u8]) -> Result<(&[u8], &[u8]), String> {
-    let header = packet.get(..20).ok_or("short IPv4 header")?;
-    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    if header[0] != 0x45 || total != packet.len() || header[8] == 0 {
-        return Err(format!("bad IPv4 header {header:?}"));
-    }
-    if checksum(&[header]) != 0 {
-        return Err("bad IPv4 header checksum".into());
-    }
-    Ok((header, &packet[20..]))
-}
-
-/// The transport's checksum and lengths are right.
-pub(crate) fn transport_holds(packet: &Received) -> Result<(), String> {
-    let ip = Ipv4 {
-        src: packet.src,
-        ..Ipv4::new(packet.dst, packet.protocol)
-    };
-    let payload = &packet.payload;
-    let pseudo = ip.pseudo_header(payload.len());
-    let (least, sum) = match packet.protocol {
-        ICMP => (8, checksum(&[payload])),
-        TCP => (20, checksum(&[&pseudo, payload])),
-        UDP => (8, checksum(&[&pseudo, payload])),
-        other => return Err(format!("protocol {other} to the guest")),
-    };
-    if payload.len() < least || sum != 0 {
-        return Err(format!("bad transport checksum or length: {packet:?}"));
-    }
-    if packet.protocol == UDP && usize::from(packet.word(4)) != payload.len() {
-        return Err(format!("bad UDP length: {packet:?}"));
-    }
-    Ok(())
 }

@@ -7,16 +7,17 @@
     reason = "a scenario that can not go on has failed"
 )]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use tapgate::buf::TxCapabilities;
+use tapgate::config::{MIN_MTU, MIN_MTU6};
 use tapgate::host::simulated::ConnectAnswer;
 use tapgate::net::Duration;
 
-use crate::sim::{Faults, GUEST, LinkKind, Random};
+use crate::sim::{Faults, GUEST, GUEST6, LinkKind, Random};
 
-/// The families that connections use: IPv6 joins when the stack has it.
-const FAMILIES: &[bool] = &[false];
+/// Whether connections use IPv6.
+const FAMILIES: &[bool] = &[false, true];
 
 /// The most that one side sends, bytes.
 pub(crate) const MOST: usize = 300 * 1024;
@@ -36,14 +37,20 @@ pub(crate) struct Addresses {
 
 /// The addresses of a connection of this family.
 pub(crate) fn addresses(ipv6: bool) -> Addresses {
-    assert!(!ipv6, "the simulated guest speaks IPv4 only");
-    let at = |addr: [u8; 4], port| SocketAddr::new(Ipv4Addr::from(addr).into(), port);
-    let guest: IpAddr = GUEST;
+    let at = |addr: &str| addr.parse().unwrap();
+    if ipv6 {
+        return Addresses {
+            guest: SocketAddr::new(GUEST6, 80),
+            server: at("[2001:db8::1]:80"),
+            published: at("[::]:8080"),
+            clients: [at("[2001:db8::9]:5000"), at("[::1]:5001")],
+        };
+    }
     Addresses {
-        guest: SocketAddr::new(guest, 80),
-        server: at([192, 0, 2, 1], 80),
-        published: at([0, 0, 0, 0], 8080),
-        clients: [at([192, 0, 2, 9], 5000), at([127, 0, 0, 1], 5001)],
+        guest: SocketAddr::new(GUEST, 80),
+        server: at("192.0.2.1:80"),
+        published: at("0.0.0.0:8080"),
+        clients: [at("192.0.2.9:5000"), at("127.0.0.1:5001")],
     }
 }
 
@@ -141,7 +148,8 @@ impl Plan {
         for _ in 0..8 {
             random.next();
         }
-        let addresses = addresses(random.of(FAMILIES));
+        let ipv6 = random.of(FAMILIES);
+        let addresses = addresses(ipv6);
         let opening = opening(random, &addresses);
         let faults = faults(random);
         let lossy = faults != Faults::default();
@@ -158,7 +166,9 @@ impl Plan {
             faults,
             outage: (lossy && random.percent(10))
                 .then(|| (millis(random, 3000), millis(random, 30_000))),
-            mtu: random.of(&[576, 1280, 1500, 1500, 9000, 65_520]),
+            mtu: random
+                .of(&[576, 1280, 1500, 1500, 9000, 65_520])
+                .max(if ipv6 { MIN_MTU6 } else { MIN_MTU }),
             guest_buffer: random.of(&[1, 4, 16, 64, 256]) * 1024,
             host_buffer: random.of(&[1, 4, 16, 64, 256]) * 1024,
             patience: Duration::from_secs(1 + random.below(200)),

@@ -1,8 +1,8 @@
-//! The other half of a scenario: what happens at the host, the passing of time, and what must hold.
+//! The host's half of a scenario: what happens there, and the passing of time.
 //!
 //! [`World::turn`] is the event loop's turn; it looks at every frame, destination and number.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tapgate::config::{Protocol, Publish};
 use tapgate::flow::Turn;
@@ -12,16 +12,23 @@ use tapgate::net::Duration;
 use tapgate::net::emit::IcmpError;
 
 use super::packets;
-use super::{CLIENTS, Choices, GuestConnection, Outcome, Seen, World, client, filled};
+use super::{Choices, Outcome, World, client, filled};
 
 /// Turns without a move of the clock after which the stack is taken to spin.
 const MAX_TURNS: usize = 5_000;
 /// Deadlines that may pass until everything is over.
-const MAX_DEADLINES: usize = 20_000;
-/// Everything is over after this time: the patience with a silent guest, and some.
-const LONGEST: Duration = Duration::from_secs(5 * 3600);
+pub(super) const MAX_DEADLINES: usize = 20_000;
 
 const TCP_PORT: u16 = 8080;
+
+/// Where the ports that lead to a guest of a family are published.
+fn listened(six: bool, port: u16) -> SocketAddr {
+    if six {
+        SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)
+    } else {
+        SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)
+    }
+}
 
 impl World {
     // --- the host --------------------------------------------------------------------------------
@@ -81,7 +88,7 @@ impl World {
                 self.net.deliver(socket, peer, &answer);
             }
             Some(
-                DatagramRole::Outbound { .. } | DatagramRole::Loopback | DatagramRole::Published(_),
+                DatagramRole::Outbound(_) | DatagramRole::Loopback(_) | DatagramRole::Published(_),
             ) => {
                 for _ in 0..=choices.byte() % 4 {
                     let from = client(choices);
@@ -100,10 +107,13 @@ impl World {
         let reporter = choices.chance(2).then(|| client(choices).ip());
         let error = choices.of(&[
             IcmpError::PortUnreachable,
-            IcmpError::FragmentationNeeded(1280),
+            IcmpError::TooBig(1280),
             IcmpError::TimeExceeded,
             IcmpError::Raw(3, 9, 0),
             IcmpError::Raw(12, 0, 7 << 24),
+            IcmpError::HostUnreachable,
+            IcmpError::BeyondScope,
+            IcmpError::ProtocolUnreachable,
         ]);
         let queued = QueuedError {
             error,
@@ -116,20 +126,31 @@ impl World {
     }
 
     pub(super) fn set_resolvers(&mut self, choices: &mut Choices<'_>) {
-        let all: Vec<SocketAddr> = [[192, 0, 2, 53], [127, 0, 0, 53], [198, 51, 100, 53]]
-            .map(|addr| SocketAddr::new(addr.into(), 53))
-            .to_vec();
-        let first = choices.below(4);
+        let all = [
+            "192.0.2.53:53",
+            "127.0.0.53:53",
+            "198.51.100.53:53",
+            "[2001:db8::53]:53",
+            "[::1]:53",
+        ];
+        let all: Vec<SocketAddr> = all.iter().filter_map(|text| text.parse().ok()).collect();
+        let first = choices.below(6);
         self.net.set_resolvers(&all[first.min(all.len())..]);
     }
 
     pub(super) fn world_changes(&mut self, choices: &mut Choices<'_>) {
-        match choices.byte() % 8 {
+        match choices.byte() % 16 {
             0 => self.set_resolvers(choices),
             1 => self.net.fail_open(Some(24)),
             2 => self.net.fail_open(None),
             3 => self.net.fail_echo(Some(13)),
             4 => self.net.fail_echo(None),
+            8 => self.net.set_ipv6(choices.chance(2)),
+            9 => {
+                let limit = choices.of(&[None, Some(1000), Some(1472)]);
+                self.net.limit_datagrams(limit);
+            }
+            10 => self.explain(choices),
             _ => self.net.answer_all(choices.of(&[
                 ConnectAnswer::Accept,
                 ConnectAnswer::Silent,
@@ -140,9 +161,25 @@ impl World {
         }
     }
 
+    /// From now on connects to an address fail, and the network says why.
+    fn explain(&mut self, choices: &mut Choices<'_>) {
+        let to = choices.of(&["[2001:db8::1]:80", "192.0.2.1:80", "192.0.2.53:53"]);
+        let Ok(to) = to.parse() else { return };
+        let reporter = choices.chance(2).then(|| client(choices).ip());
+        let error = choices.of(&[IcmpError::HostUnreachable, IcmpError::Raw(1, 5, 0)]);
+        let queued = QueuedError {
+            error,
+            reporter,
+            destination: to,
+            quoted: 0,
+        };
+        self.net.answer(to, ConnectAnswer::FailLater(113));
+        self.net.explain_failure(to, queued);
+    }
+
     /// A client of the host's comes to the published port.
     pub(super) fn client_comes(&mut self, choices: &mut Choices<'_>) {
-        let to = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), TCP_PORT);
+        let to = listened(self.six, TCP_PORT);
         for _ in 0..=choices.byte() % 3 {
             let _ = self.net.client_connect(to, client(choices));
         }
@@ -168,10 +205,16 @@ impl World {
             Protocol::Tcp => (TCP_PORT, 80),
             Protocol::Udp => (8081, 5000),
         };
+        let six = self.six && self.config.plan.subnet6().is_some();
+        let inside = if six {
+            packets::v6::GUEST.into()
+        } else {
+            packets::GUEST.into()
+        };
         let rule = Publish {
             protocol,
-            host: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), host),
-            guest: SocketAddr::new(packets::GUEST.into(), guest),
+            host: listened(six, host),
+            guest: SocketAddr::new(inside, guest),
         };
         let id = self.stack.publish(&mut self.host, rule);
         self.published.push(id.map_err(|error| error.to_string())?);
@@ -189,7 +232,7 @@ impl World {
             };
         }
         // Another UDP port may share the address here; a TCP port in use is an error.
-        if self.published.len() < 4 && choices.chance(2) && self.publish(Protocol::Udp).is_err() {
+        if self.published.len() < 6 && choices.chance(2) && self.publish(Protocol::Udp).is_err() {
             self.net.fail_open(None);
         }
         Ok(())
@@ -259,175 +302,5 @@ impl World {
             }
         }
         Err(format!("spins at {}: {MAX_TURNS} turns", self.now))
-    }
-
-    // --- what must hold --------------------------------------------------------------------------
-
-    fn look(&mut self) -> Outcome {
-        self.stack.check()?;
-        let flows = self.stack.flows();
-        self.seen.most_flows = self.seen.most_flows.max(flows);
-        if flows > usize::try_from(self.config.max_flows).unwrap_or(usize::MAX) {
-            return Err(format!("{flows} flows"));
-        }
-        let frames: Vec<(Vec<u8>, bool)> = self
-            .tx
-            .frames()
-            .map(|frame| {
-                let partial = frame.offload.checksum.is_some();
-                (frame.bytes().to_vec(), partial)
-            })
-            .collect();
-        self.tx.clear();
-        let mut complete = Vec::new();
-        for (frame, partial) in frames {
-            self.seen.to_guest += 1;
-            self.frame_holds(&frame, partial)?;
-            self.note_tcp(&frame);
-            if !partial {
-                complete.push(frame);
-            }
-        }
-        // A full batch may cut the fragments of a datagram short.
-        packets::read(&complete).map(drop).or_else(|error| {
-            if error.starts_with("fragment") {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })?;
-        self.destinations_hold()
-    }
-
-    fn frame_holds(&self, frame: &[u8], partial: bool) -> Outcome {
-        let arp = frame[12..14] == [8, 6] && frame.len() >= 42;
-        let ip = frame[12..14] == [8, 0] && frame.len() >= 34;
-        if frame[6..12] != packets::GATEWAY_MAC || !(arp || ip) {
-            return Err(format!("a frame of no kind: {frame:?}"));
-        }
-        if ip && !partial && frame.len() - 14 > usize::from(self.config.mtu) {
-            return Err(format!(
-                "{} bytes over an MTU of {}",
-                frame.len(),
-                self.config.mtu
-            ));
-        }
-        Ok(())
-    }
-
-    /// Learns from a segment to the guest what the guest's next one may say.
-    fn note_tcp(&mut self, frame: &[u8]) {
-        if frame.len() < 54 || frame[12..14] != [8, 0] || frame[23] != packets::TCP {
-            return;
-        }
-        let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
-        let long = |at: usize| u32::from(word(at)) << 16 | u32::from(word(at + 2));
-        let remote = (Ipv4Addr::from(long(26)), word(34));
-        let (from, flags) = (word(36), frame[47]);
-        let data = frame.len() - 34 - usize::from(frame[46] >> 4) * 4;
-        let controls = u32::from(flags & 1) + u32::from(flags >> 1 & 1);
-        let known = self
-            .connections
-            .iter()
-            .position(|known| known.from == from && known.remote == remote);
-        let nth = known.unwrap_or_else(|| {
-            self.connections.push(GuestConnection {
-                from,
-                remote,
-                seq: 1000,
-                ack: 0,
-            });
-            self.connections.len() - 1
-        });
-        let connection = &mut self.connections[nth];
-        connection.ack = long(38)
-            .wrapping_add(u32::try_from(data).unwrap_or(0))
-            .wrapping_add(controls);
-        if flags & 0x10 != 0 {
-            connection.seq = long(42);
-        }
-        if self.connections.len() > 16 {
-            self.connections.remove(0);
-        }
-    }
-
-    /// No socket call names a destination that is forbidden.
-    fn destinations_hold(&mut self) -> Outcome {
-        for sent in self.net.take_sent() {
-            self.seen.to_host += 1;
-            let outbound = !matches!(
-                self.net.role(sent.socket),
-                Some(DatagramRole::Connected(_) | DatagramRole::Published(_))
-            );
-            if outbound && !self.allowed(sent.to.ip()) {
-                return Err(format!("a datagram to {}", sent.to));
-            }
-            self.sent.push((sent.socket, sent.to, sent.payload));
-            if self.sent.len() > 16 {
-                self.sent.remove(0);
-            }
-        }
-        let all = self.net.connections();
-        for &id in &all[self.seen.connections..] {
-            let remote = self.net.remote(id).ok_or("a connection to nowhere")?;
-            // The published port's clients have the address they please.
-            let comes_in = CLIENTS.contains(&remote.to_string().as_str());
-            if !comes_in && remote.port() != 53 && !self.allowed(remote.ip()) {
-                return Err(format!("a connection to {remote}"));
-            }
-        }
-        self.seen.connections = all.len();
-        Ok(())
-    }
-
-    fn allowed(&self, addr: IpAddr) -> bool {
-        let IpAddr::V4(addr) = addr else { return false };
-        let first = addr.octets()[0];
-        let local = first == 127;
-        let forbidden = first == 0 || first >= 224 || self.config.plan.contains(addr.into());
-        if local {
-            addr == Ipv4Addr::LOCALHOST && self.config.host_loopback
-        } else {
-            !forbidden
-        }
-    }
-
-    // --- the end ---------------------------------------------------------------------------------
-
-    /// The servers reset what they have, the guest is silent, and nothing may be left in the end.
-    pub(super) fn end(mut self) -> Outcome<Seen> {
-        self.net.fail_open(None);
-        self.turn()?;
-        for id in self.net.connections() {
-            self.net.server_reset(id);
-        }
-        let end = self.now + LONGEST;
-        for _ in 0..MAX_DEADLINES {
-            self.turn()?;
-            let Some(next) = self.stack.poll_timeout().filter(|next| *next <= end) else {
-                break;
-            };
-            self.now = self.now.max(next);
-        }
-        let (flows, sockets) = (self.stack.flows(), self.net.open_sockets());
-        if flows != 0 || sockets != self.published.len() {
-            return Err(format!(
-                "left at {}: {flows} flows, {sockets} sockets for {} published ports, next {:?}",
-                self.now,
-                self.published.len(),
-                self.stack.poll_timeout()
-            ));
-        }
-        for id in std::mem::take(&mut self.published) {
-            self.stack.unpublish(id);
-        }
-        if self.net.open_sockets() != 0 || self.stack.poll_timeout().is_some() {
-            return Err("something is left when all is over".into());
-        }
-        let counters = self.stack.counters();
-        self.seen.flows_opened = counters.flows_opened;
-        self.seen.forwarded = counters.forwarded;
-        self.seen.answered = counters.answered;
-        Ok(self.seen)
     }
 }

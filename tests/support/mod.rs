@@ -19,9 +19,11 @@
 
 pub(crate) mod attached;
 pub(crate) mod bulk;
+pub(crate) mod capture;
 pub(crate) mod dns;
 pub(crate) mod guest;
 pub(crate) mod process;
+pub(crate) mod routers;
 pub(crate) mod serve;
 pub(crate) mod slirp4netns;
 pub(crate) mod sockets;
@@ -30,7 +32,7 @@ pub(crate) mod terminal;
 pub(crate) mod user;
 pub(crate) mod world;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// The address in the default network that stands for the host's loopback.
@@ -49,6 +51,28 @@ pub(crate) const WORLD_B: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
 pub(crate) const WORLD_C: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
 /// Has no route in any world.
 pub(crate) const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
+/// Every address of a socket's own family.
+pub(crate) const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// What stands for the host's loopback over IPv6.
+pub(crate) const GATEWAY6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2));
+/// The resolver over IPv6.
+pub(crate) const RESOLVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3));
+/// The guest's own IPv6 address.
+pub(crate) const GUEST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100));
+/// The host's IPv6 loopback.
+pub(crate) const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+/// IPv6 addresses of every world, as [`WORLD_A`] and its companions. A guest has a way to them in a
+/// [`world::World::with_ipv6_route`] only.
+pub(crate) const WORLD6_A: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1));
+/// A second IPv6 address, in another network.
+pub(crate) const WORLD6_B: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1));
+/// A third IPv6 address, a neighbour of the second.
+pub(crate) const WORLD6_C: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 7));
+/// Unreachable from every world.
+pub(crate) const NOWHERE6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9));
+/// Every address of the other family.
+pub(crate) const ANY6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// How long anything may take that is expected to happen at once, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);

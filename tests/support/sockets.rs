@@ -48,7 +48,12 @@ pub(crate) trait Sockets {
 
     /// A datagram socket on any address and port, that talks to `peer` only.
     fn udp_to(&self, peer: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self.udp(at(std::net::Ipv4Addr::UNSPECIFIED.into(), 0))?;
+        let any = if peer.is_ipv4() {
+            super::ANY
+        } else {
+            super::ANY6
+        };
+        let socket = self.udp(at(any, 0))?;
         socket.connect(peer)?;
         Ok(socket)
     }

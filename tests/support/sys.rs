@@ -111,6 +111,7 @@ pub(crate) enum MountKind {
 /// The namespaces that an agent makes for itself after its [`Plan`].
 pub(crate) struct Fresh {
     pub(crate) flags: CloneFlags,
+    /// The maps of a new user namespace; without one they are not looked at.
     pub(crate) uid_map: String,
     pub(crate) gid_map: String,
     pub(crate) mounts: Vec<Mount>,
@@ -221,9 +222,11 @@ fn agent_main(plan: &Plan, fresh: &Fresh, requests: &OwnedFd) {
 fn make_namespaces(fresh: &Fresh) -> io::Result<()> {
     unshare(fresh.flags)?;
     set_dumpable()?;
-    fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", &fresh.uid_map)?;
-    fs::write("/proc/self/gid_map", &fresh.gid_map)?;
+    if fresh.flags.contains(CloneFlags::CLONE_NEWUSER) {
+        fs::write("/proc/self/setgroups", "deny")?;
+        fs::write("/proc/self/uid_map", &fresh.uid_map)?;
+        fs::write("/proc/self/gid_map", &fresh.gid_map)?;
+    }
     if fresh.flags.contains(CloneFlags::CLONE_NEWNS) {
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;

@@ -1,7 +1,8 @@
 //! A world: one private host, made of namespaces, in which the tests run as an unprivileged user.
 //!
-//! - network: `lo`, and `host0` with 192.0.2.1/24, 198.51.100.1/24 and 198.51.100.7/24; no default
-//!   route; ping sockets allowed and every port free to bind, privileged ones included;
+//! - network: `lo`, and `host0` with 192.0.2.1/24, 198.51.100.1/24, 198.51.100.7/24,
+//!   2001:db8:1::1/64, 2001:db8:2::1/64 and 2001:db8:2::7/64; no default route; ping sockets allowed
+//!   and every port free to bind, privileged ones included;
 //! - `/etc`: the machine's, but every entry can be replaced, `resolv.conf` first of all;
 //! - `/tmp`: empty, so that what a program leaves there is seen;
 //! - `/mnt`: [`World::dir`], shared with the test; the program under test is `/mnt/tapgate`.
@@ -29,14 +30,24 @@ use super::user;
 /// The program under test, as a world sees it.
 pub(crate) const TAPGATE: &str = "/mnt/tapgate";
 
+/// Nobody answers for duplicates on a link without a carrier, hence `nodad`.
 const ADDRESSES: &str = "
     ip link set lo up
     ip tuntap add dev host0 mode tap
-    ip address add 192.0.2.1/24 dev host0
-    ip address add 198.51.100.1/24 dev host0
-    ip address add 198.51.100.7/24 dev host0
+    for address in 192.0.2.1/24 198.51.100.1/24 198.51.100.7/24; do
+        ip address add $address dev host0
+    done
+    for address in 2001:db8:1::1/64 2001:db8:2::1/64 2001:db8:2::7/64; do
+        ip address add $address dev host0 nodad
+    done
     ip link set host0 up
     echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start
+";
+
+/// The way to all of IPv6 beyond the world's own networks, of which one is [`super::NOWHERE6`]'s.
+const IPV6_ROUTE: &str = "
+    ip -6 route add default dev host0
+    ip -6 route add unreachable 2001:db8:9::/48
 ";
 
 /// A private host.
@@ -54,6 +65,13 @@ impl World {
         world.set_up(&format!(
             "echo {gid} {gid} > /proc/sys/net/ipv4/ping_group_range"
         ));
+        world
+    }
+
+    /// A world with a default route of IPv6, which is what makes tapgate give its guests one.
+    pub(crate) fn with_ipv6_route() -> Self {
+        let world = Self::new();
+        world.set_up(IPV6_ROUTE);
         world
     }
 

@@ -95,6 +95,7 @@ struct Said {
     outbound_addr: Option<OsString>,
     outbound_addr6: Option<OsString>,
     disable_dns: bool,
+    enable_ipv6: bool,
     macaddress: Option<OsString>,
     bess: bool,
     words: Vec<OsString>,
@@ -189,7 +190,10 @@ impl Said {
             Name::NetnsType => self.netns_type = Some(value),
             Name::UsernsPath => self.userns_path = Some(value.into()),
             Name::ApiSocket => self.api_socket = Some(value.into()),
-            Name::EnableIpv6 => self.warnings.push("Support for IPv6 is experimental"),
+            Name::EnableIpv6 => {
+                self.warnings.push("Support for IPv6 is experimental");
+                self.enable_ipv6 = true;
+            }
             Name::CreateSandbox => {
                 self.warnings
                     .push("--create-sandbox is deprecated, please use --enable-sandbox instead.");
@@ -253,13 +257,20 @@ impl Said {
 
     fn config(&self) -> Result<Config, Wrong> {
         let default = Config::default();
+        let plan = match &self.cidr {
+            Some(cidr) => plan(cidr)?,
+            None => default.plan.without_ipv6(),
+        };
+        // The interface may be narrower; we never send more than it asked for in its segments.
+        let mtu = self.mtu.unwrap_or(default.mtu).max(MIN_MTU);
+        let plan = match default.plan.subnet6() {
+            // The default subnet has room, so this is no error.
+            Some(subnet) if self.enable_ipv6 => plan.with_ipv6(subnet).unwrap_or(plan),
+            _ => plan,
+        };
         Ok(Config {
-            plan: match &self.cidr {
-                Some(cidr) => plan(cidr)?,
-                None => default.plan,
-            },
-            // The interface may be narrower; we never send more than it asked for in its segments.
-            mtu: self.mtu.unwrap_or(default.mtu).max(MIN_MTU),
+            plan: plan.for_mtu(mtu),
+            mtu,
             host_loopback: !self.disable_host_loopback,
             dns: if self.disable_dns {
                 Dns::Off
@@ -335,7 +346,8 @@ impl Said {
         let mac = self.macaddress.as_deref().map(mac).transpose()?;
         Ok(TapPlan {
             mtu: self.mtu.unwrap_or(config.mtu),
-            addresses: self.configure.then_some(config.plan),
+            // Addresses of IPv6 are the guest's own to make up, as with the peer.
+            addresses: self.configure.then_some(config.plan.without_ipv6()),
             ..TapPlan::new(config, &name, mac)
         })
     }
@@ -354,7 +366,10 @@ fn plan(cidr: &OsStr) -> Result<AddressPlan, Wrong> {
             PlanError::NotTheNetwork(..) => "CIDR needs to be a network address like 10.0.2.0/24, \
                                              not like 10.0.2.100/24"
                 .to_owned(),
-            PlanError::NotUnicast(_) => format!("--cidr: {error}"),
+            PlanError::NotUnicast(_)
+            | PlanError::PrefixLength6(_)
+            | PlanError::NotTheNetwork6(..)
+            | PlanError::NotUnicast6(_) => format!("--cidr: {error}"),
         })
     })
 }

@@ -141,10 +141,15 @@ fn add(arguments: &Map<String, Value>, plan: &AddressPlan) -> Result<Publish, Re
         any if any.is_unspecified() => plan.guest().into(),
         guest => guest,
     };
-    if !plan.is_guest_side(guest) {
-        let subnet = plan.subnet();
+    // A guest can't answer the world from an address of its link alone.
+    let link_local = matches!(guest, IpAddr::V6(guest) if guest.is_unicast_link_local());
+    if link_local || !plan.is_guest_side(guest) {
+        let subnets = match plan.subnet6() {
+            Some(subnet6) => format!("{} or {subnet6}", plan.subnet()),
+            None => plan.subnet().to_string(),
+        };
         return Err(Refused(format!(
-            "add_hostfwd: bad arguments.guest_addr: {guest} is no guest's in {subnet}"
+            "add_hostfwd: bad arguments.guest_addr: {guest} is no guest's in {subnets}"
         )));
     }
     Ok(Publish {
@@ -247,7 +252,13 @@ mod tests {
             };
             assert_eq!(rule.host, "[::]:53".parse().unwrap());
             assert_eq!(rule.protocol, Protocol::Udp);
+            assert_eq!(rule.guest, "10.0.2.100:53".parse().unwrap());
         }
+        let inside = r#"{"proto":"tcp6","host_port":80,"guest_addr":"fd00::5","guest_port":80}"#;
+        let Ok(Request::Add(rule)) = add_with(inside) else {
+            panic!("{inside}")
+        };
+        assert_eq!(rule.guest, "[fd00::5]:80".parse().unwrap());
     }
 
     #[test]

@@ -10,10 +10,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
 use std::rc::Rc;
 
-use super::{DatagramRole, EchoSocket, Host, QueuedError, TcpSocket, Token, UdpSocket, datagrams};
+use super::{
+    DatagramRole, EchoSocket, Host, Outgoing, QueuedError, Received, ReceivedEcho, TcpSocket,
+    Token, UdpSocket, datagrams,
+};
+use crate::net::Marks;
 use network::{Connection, DatagramState, ListenerState, State};
 
 pub use network::{ConnectAnswer, Network, Sent, SocketId};
@@ -60,7 +63,16 @@ impl Host for SimulatedHost {
         &self.resolvers
     }
 
-    fn tcp_connect(&mut self, token: Token, remote: SocketAddr) -> io::Result<SimulatedTcp> {
+    fn reaches_ipv6(&mut self) -> bool {
+        !self.state.borrow().without_ipv6
+    }
+
+    fn tcp_connect(
+        &mut self,
+        token: Token,
+        remote: SocketAddr,
+        marks: Marks,
+    ) -> io::Result<SimulatedTcp> {
         let mut state = self.state.borrow_mut();
         let fallback = state
             .default_answer
@@ -77,10 +89,13 @@ impl Host for SimulatedHost {
         } else {
             None
         };
+        let error = state.connect_errors.get(&remote).copied();
         let id = state.connections.len();
         let mut connection = Connection::new(remote, state.buffer());
         connection.token = Some(token);
         connection.outcome = outcome;
+        connection.error = error;
+        connection.tos = marks.tos;
         state.connections.push(connection);
         if answer != ConnectAnswer::Silent {
             state.event_at(id, false, true);
@@ -192,6 +207,14 @@ impl TcpSocket for SimulatedTcp {
         })
     }
 
+    fn connect_error(&mut self) -> Option<QueuedError> {
+        self.with(|connection| connection.error.take())
+    }
+
+    fn set_tos(&mut self, tos: u8) {
+        self.with(|connection| connection.tos = tos);
+    }
+
     fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.with(|connection| {
             if connection.reset_by_server {
@@ -281,39 +304,17 @@ pub struct SimulatedDatagram {
     id: usize,
 }
 
-impl UdpSocket for SimulatedDatagram {
-    fn send_to(
-        &mut self,
-        to: SocketAddr,
-        payload: &[u8],
-        segment: Option<NonZeroU16>,
-    ) -> io::Result<()> {
-        let socket = SocketId(self.id);
-        let sent = datagrams(payload, segment).map(|datagram| Sent {
-            socket,
-            to,
-            payload: datagram.to_vec(),
-        });
-        self.state.borrow_mut().sent.extend(sent);
-        Ok(())
-    }
-
-    fn recv_from(&mut self, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        let mut state = self.state.borrow_mut();
-        let socket = &mut state.datagrams[self.id];
-        if !socket.errors.is_empty() {
-            return Err(io::ErrorKind::ConnectionRefused.into());
+impl SimulatedDatagram {
+    /// The error of an earlier datagram, which a socket reports before anything else.
+    fn failed(&self) -> io::Result<()> {
+        if self.state.borrow().datagrams[self.id].errors.is_empty() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::ConnectionRefused.into())
         }
-        let (from, payload) = socket
-            .incoming
-            .pop_front()
-            .ok_or(io::ErrorKind::WouldBlock)?;
-        let len = payload.len().min(bytes.len());
-        bytes[..len].copy_from_slice(&payload[..len]);
-        Ok((len, from))
     }
 
-    fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
+    fn next_error(&self, bytes: &mut [u8]) -> Option<QueuedError> {
         let (mut error, payload) = self.state.borrow_mut().datagrams[self.id]
             .errors
             .pop_front()?;
@@ -323,20 +324,62 @@ impl UdpSocket for SimulatedDatagram {
     }
 }
 
+impl UdpSocket for SimulatedDatagram {
+    fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        if let Some(limit) = state.largest_datagram
+            && datagram.payload.len() > limit
+        {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        let sent = datagrams(datagram.payload, datagram.segment).map(|payload| Sent {
+            socket: SocketId(self.id),
+            to: datagram.to,
+            payload: payload.to_vec(),
+            marks: datagram.marks,
+        });
+        state.sent.extend(sent);
+        Ok(())
+    }
+
+    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<Received> {
+        self.failed()?;
+        let mut state = self.state.borrow_mut();
+        let (from, payload, marks) = state.datagrams[self.id]
+            .incoming
+            .pop_front()
+            .ok_or(io::ErrorKind::WouldBlock)?;
+        let len = payload.len().min(bytes.len());
+        bytes[..len].copy_from_slice(&payload[..len]);
+        Ok(Received {
+            len,
+            from,
+            asked: None,
+            marks,
+        })
+    }
+
+    fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
+        self.next_error(bytes)
+    }
+}
+
 impl EchoSocket for SimulatedDatagram {
-    fn send_to(&mut self, to: IpAddr, seq: u16, data: &[u8]) -> io::Result<()> {
+    fn send(&mut self, to: IpAddr, seq: u16, data: &[u8], marks: Marks) -> io::Result<()> {
         let mut payload = seq.to_be_bytes().to_vec();
         payload.extend(data);
         let sent = Sent {
             socket: SocketId(self.id),
             to: SocketAddr::new(to, 0),
             payload,
+            marks: Some(marks),
         };
         self.state.borrow_mut().sent.push(sent);
         Ok(())
     }
 
-    fn recv_from(&mut self, data: &mut [u8]) -> io::Result<(IpAddr, u16, usize)> {
+    fn recv(&mut self, data: &mut [u8]) -> io::Result<ReceivedEcho> {
+        self.failed()?;
         let mut state = self.state.borrow_mut();
         let (from, seq, bytes) = state.datagrams[self.id]
             .echoes
@@ -344,7 +387,16 @@ impl EchoSocket for SimulatedDatagram {
             .ok_or(io::ErrorKind::WouldBlock)?;
         let len = bytes.len().min(data.len());
         data[..len].copy_from_slice(&bytes[..len]);
-        Ok((from, seq, len))
+        Ok(ReceivedEcho {
+            len,
+            from,
+            seq,
+            marks: Marks::default(),
+        })
+    }
+
+    fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
+        self.next_error(bytes)
     }
 }
 

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use super::super::{DatagramRole, Event, QueuedError, Token};
 use super::SimulatedHost;
+use crate::net::Marks;
 
 /// Bytes that a simulated connection holds in each direction before it would block, unless the test
 /// says otherwise.
@@ -47,6 +48,9 @@ pub(super) struct Connection {
     pub(super) closed: bool,
     /// The server reads nothing until told to.
     pub(super) paused: bool,
+    /// What the network says about a connect that fails.
+    pub(super) error: Option<QueuedError>,
+    pub(super) tos: u8,
     /// Bytes that fit in each direction.
     pub(super) buffer: usize,
 }
@@ -66,6 +70,8 @@ impl Connection {
             closed: false,
             paused: false,
             buffer,
+            error: None,
+            tos: 0,
         }
     }
 }
@@ -75,7 +81,7 @@ impl Connection {
 pub(super) struct DatagramState {
     pub(super) token: Token,
     pub(super) role: Option<DatagramRole>,
-    pub(super) incoming: VecDeque<(SocketAddr, Vec<u8>)>,
+    pub(super) incoming: VecDeque<(SocketAddr, Vec<u8>, Marks)>,
     pub(super) errors: VecDeque<(QueuedError, Vec<u8>)>,
     pub(super) echoes: VecDeque<(IpAddr, u16, Vec<u8>)>,
     pub(super) closed: bool,
@@ -100,6 +106,8 @@ pub struct Sent {
     pub to: SocketAddr,
     /// Its payload.
     pub payload: Vec<u8>,
+    /// How it is to look, where that was said.
+    pub marks: Option<Marks>,
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +125,9 @@ pub(super) struct State {
     pub(super) socket_buffer: Option<usize>,
     pub(super) fail_open: Option<i32>,
     pub(super) fail_echo: Option<i32>,
+    pub(super) connect_errors: HashMap<SocketAddr, QueuedError>,
+    pub(super) without_ipv6: bool,
+    pub(super) largest_datagram: Option<usize>,
 }
 
 impl State {
@@ -181,6 +192,27 @@ impl Network {
     /// Decides what a connect to any other address does.
     pub fn answer_all(&self, answer: ConnectAnswer) {
         self.state.borrow_mut().default_answer = Some(answer);
+    }
+
+    /// Decides what the network says about a connect to `addr` that fails.
+    pub fn explain_failure(&self, addr: SocketAddr, error: QueuedError) {
+        self.state.borrow_mut().connect_errors.insert(addr, error);
+    }
+
+    /// Takes the host's route to global IPv6 addresses away, or gives it back.
+    pub fn set_ipv6(&self, reachable: bool) {
+        self.state.borrow_mut().without_ipv6 = !reachable;
+    }
+
+    /// Makes longer datagrams fail with `EMSGSIZE`.
+    pub fn limit_datagrams(&self, bytes: Option<usize>) {
+        self.state.borrow_mut().largest_datagram = bytes;
+    }
+
+    /// The type of service that connection `id` has.
+    #[must_use]
+    pub fn tos(&self, id: SocketId) -> u8 {
+        self.state.borrow().connections[id.0].tos
     }
 
     /// Sets the host's resolvers.
@@ -349,11 +381,16 @@ impl Network {
 
     /// A datagram from `from` arrives at a socket. Dropped where the socket would not hear it.
     pub fn deliver(&self, socket: SocketId, from: SocketAddr, payload: &[u8]) {
+        self.deliver_marked(socket, from, payload, Marks::default());
+    }
+
+    /// [`Network::deliver`] of a datagram that looks like this.
+    pub fn deliver_marked(&self, socket: SocketId, from: SocketAddr, payload: &[u8], marks: Marks) {
         let mut state = self.state.borrow_mut();
         let target = &mut state.datagrams[socket.0];
         let heard = !matches!(target.role, Some(DatagramRole::Connected(peer)) if peer != from);
         if heard && !target.closed {
-            target.incoming.push_back((from, payload.to_vec()));
+            target.incoming.push_back((from, payload.to_vec(), marks));
             let token = target.token;
             state.event(Some(token), true, false);
         }

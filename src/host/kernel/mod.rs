@@ -5,23 +5,31 @@
 //! registration (design.md 1.7). No policy: whether a destination may be reached is decided
 //! before a call comes here.
 
+mod datagram;
+mod echo;
+mod error_queue;
+mod marks;
+mod stream;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::resolv_conf::Source;
-use super::{DatagramRole, Event, Host, TcpSocket, Token};
+use super::{DatagramRole, Event, Host, PortWish, Token};
 use crate::config::{Config, Dns, Outbound};
+use crate::net::Marks;
 use crate::sys::readiness::{EventSet, watch};
 
-pub use super::datagram::{KernelEcho, KernelUdp};
+pub use datagram::KernelUdp;
+pub use echo::KernelEcho;
+pub use stream::KernelTcp;
 
 /// Events taken from the kernel in one turn: the budget of a turn.
 const EVENTS_PER_TURN: usize = 256;
@@ -29,8 +37,9 @@ const EVENTS_PER_TURN: usize = 256;
 /// Connections that may wait for us at a published port; the kernel caps it at `somaxconn`.
 const LISTEN_BACKLOG: i32 = 1024;
 
-/// Idle time before a host connection is probed (RFC 9293 3.8.4: not below two hours by default).
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(7200);
+/// An address that stands for all of IPv6 beyond the host's own networks: a route to it is a route to
+/// the Internet. Nothing is sent there.
+const ANYWHERE: Ipv6Addr = Ipv6Addr::new(0x2001, 0x500, 0x2, 0, 0, 0, 0, 0xc);
 
 /// Which resolvers there are.
 #[derive(Debug)]
@@ -205,16 +214,20 @@ impl Host for KernelHost {
         }
     }
 
-    fn tcp_connect(&mut self, token: Token, remote: SocketAddr) -> io::Result<KernelTcp> {
+    fn reaches_ipv6(&mut self) -> bool {
+        reaches_ipv6()
+    }
+
+    fn tcp_connect(
+        &mut self,
+        token: Token,
+        remote: SocketAddr,
+        marks: Marks,
+    ) -> io::Result<KernelTcp> {
         let socket = nonblocking(Domain::for_address(remote), Type::STREAM, None)?;
         self.bind_outbound(&socket, remote.ip())?;
-        match socket.connect(&remote.into()) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            Err(error) => return Err(error),
-        }
-        let socket = KernelTcp::new(socket);
-        self.watch(socket.0.as_fd(), token)?;
+        let socket = KernelTcp::connect(socket, remote, marks)?;
+        self.watch(socket.as_fd(), token)?;
         Ok(socket)
     }
 
@@ -225,6 +238,7 @@ impl Host for KernelHost {
             socket.set_only_v6(true)?;
         }
         socket.bind(&local.into())?;
+        stream::prepare(&socket)?;
         socket.listen(LISTEN_BACKLOG)?;
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
@@ -234,26 +248,29 @@ impl Host for KernelHost {
         let (socket, peer) = listener.accept()?;
         socket.set_nonblocking(true)?;
         let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        Ok((KernelTcp::new(socket), peer))
+        Ok((KernelTcp::accepted(socket, peer), peer))
     }
 
     fn tcp_watch(&mut self, token: Token, socket: &KernelTcp) -> io::Result<()> {
-        self.watch(socket.0.as_fd(), token)
+        self.watch(socket.as_fd(), token)
     }
 
     fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<KernelUdp> {
         let ipv6 = match role {
-            DatagramRole::Outbound { ipv6 } => ipv6,
-            DatagramRole::Loopback => false,
+            DatagramRole::Outbound(wish) | DatagramRole::Loopback(wish) => wish.ipv6,
             DatagramRole::Connected(addr) | DatagramRole::Published(addr) => addr.is_ipv6(),
         };
         let socket = nonblocking(family(ipv6), Type::DGRAM, None)?;
-        let any = SocketAddr::new(unspecified(ipv6), 0);
         match role {
-            DatagramRole::Outbound { .. } if self.outbound(ipv6).is_some() => {
-                self.bind_outbound(&socket, any.ip())?;
-            }
-            DatagramRole::Outbound { .. } | DatagramRole::Loopback => socket.bind(&any.into())?,
+            DatagramRole::Outbound(wish) => match self.outbound(ipv6) {
+                Some(Outbound::Address(addr)) => bind_wish(&socket, *addr, wish)?,
+                Some(Outbound::Interface(_)) => {
+                    self.bind_outbound(&socket, unspecified(ipv6))?;
+                    bind_wish(&socket, unspecified(ipv6), wish)?;
+                }
+                None => bind_wish(&socket, unspecified(ipv6), wish)?,
+            },
+            DatagramRole::Loopback(wish) => bind_wish(&socket, loopback(ipv6), wish)?,
             DatagramRole::Published(addr) => {
                 if ipv6 {
                     socket.set_only_v6(true)?;
@@ -266,8 +283,15 @@ impl Host for KernelHost {
             }
         }
         let socket = KernelUdp::new(socket, ipv6)?;
-        if matches!(role, DatagramRole::Published(addr) if addr.ip().is_unspecified()) {
-            socket.note_addresses()?;
+        match role {
+            DatagramRole::Published(addr) => {
+                socket.note_marks()?;
+                if addr.ip().is_unspecified() {
+                    socket.note_addresses()?;
+                }
+            }
+            DatagramRole::Outbound(_) | DatagramRole::Loopback(_) => socket.note_marks()?,
+            DatagramRole::Connected(_) => {}
         }
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
@@ -281,14 +305,57 @@ impl Host for KernelHost {
         };
         let socket = nonblocking(family(ipv6), Type::DGRAM, Some(protocol))?;
         self.bind_outbound(&socket, unspecified(ipv6))?;
-        let socket = KernelEcho::new(socket, ipv6);
+        let socket = KernelEcho::new(socket, ipv6)?;
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
     }
 }
 
+/// Binds a datagram socket to the port it should have, or to another where that one is taken or
+/// privileged: two sockets never share one.
+fn bind_wish(socket: &Socket, addr: IpAddr, wish: PortWish) -> io::Result<()> {
+    if addr.is_ipv6() {
+        // The guest's IPv4 port of the same number has a socket of its own.
+        socket.set_only_v6(true)?;
+    }
+    let mut refused = None;
+    for port in wish.candidates() {
+        match socket.bind(&SocketAddr::new(addr, port).into()) {
+            Ok(()) => return Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                refused = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// Some route leads to global IPv6 addresses at this moment.
+#[must_use]
+pub fn reaches_ipv6() -> bool {
+    // Connecting a datagram socket looks the route up and sends nothing.
+    let anywhere = SocketAddr::new(ANYWHERE.into(), 53);
+    nonblocking(Domain::IPV6, Type::DGRAM, None)
+        .and_then(|socket| socket.connect(&anywhere.into()))
+        .is_ok()
+}
+
 const fn family(ipv6: bool) -> Domain {
     if ipv6 { Domain::IPV6 } else { Domain::IPV4 }
+}
+
+const fn loopback(ipv6: bool) -> IpAddr {
+    if ipv6 {
+        IpAddr::V6(Ipv6Addr::LOCALHOST)
+    } else {
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
+    }
 }
 
 const fn unspecified(ipv6: bool) -> IpAddr {
@@ -296,44 +363,5 @@ const fn unspecified(ipv6: bool) -> IpAddr {
         IpAddr::V6(Ipv6Addr::UNSPECIFIED)
     } else {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-    }
-}
-
-/// A TCP socket of the kernel.
-#[derive(Debug)]
-pub struct KernelTcp(Socket);
-
-impl KernelTcp {
-    fn new(socket: Socket) -> Self {
-        // The guest decides when small segments are sent; its choice is not to be delayed again.
-        let _ = socket.set_tcp_nodelay(true);
-        let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE));
-        Self(socket)
-    }
-}
-
-impl TcpSocket for KernelTcp {
-    fn connect_outcome(&mut self) -> io::Result<()> {
-        match self.0.take_error()? {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.send_with_flags(bytes, libc::MSG_NOSIGNAL)
-    }
-
-    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        io::Read::read(&mut &self.0, bytes)
-    }
-
-    fn shutdown_write(&mut self) -> io::Result<()> {
-        self.0.shutdown(std::net::Shutdown::Write)
-    }
-
-    fn reset(self) {
-        // RFC 9293 3.10.5 ABORT: closing with a zero linger time sends a RST.
-        let _ = self.0.set_linger(Some(Duration::ZERO));
     }
 }

@@ -1,0 +1,348 @@
+//! The one-packet device between smoltcp and a transmit batch, and the completion of what it writes.
+//!
+//! Comes in: one packet of the guest at most. Goes out: frames with the offloads that the link does,
+//! or complete ones.
+
+use std::num::{NonZeroU16, NonZeroUsize};
+
+use smoltcp::phy::{
+    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken,
+    TxToken,
+};
+
+use crate::buf::{
+    ETHERNET_HEADER, Offload, PartialChecksum, TcpSegmentation, TxBatch, TxCapabilities,
+};
+use crate::net::checksum::{Sum, complete};
+use crate::net::parse::tcp_flags;
+use crate::net::{Instant, PROTOCOL_TCP, TCP_HEADER, Wire, emit};
+
+/// Largest IP packet that is handed to a link for segmentation.
+const MAX_SEGMENT_PACKET: usize = 65_535;
+
+/// TCP options (RFC 9293 3.1, RFC 7323 section 3).
+pub(super) const MSS: u8 = 2;
+const TIMESTAMPS: u8 = 8;
+
+/// Distance from the start of a TCP header to its checksum field.
+const CHECKSUM_FIELD: u16 = 16;
+
+/// How frames reach the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// The link and both Ethernet addresses.
+    pub wire: Wire,
+    /// Largest IP packet, bytes.
+    pub mtu: u16,
+    /// The family of its packets.
+    pub ipv6: bool,
+    /// What the link does for us.
+    pub capabilities: TxCapabilities,
+}
+
+impl Path {
+    const fn header_len(&self) -> u16 {
+        if self.ipv6 { 40 } else { 20 }
+    }
+
+    /// Largest payload of a segment without options (RFC 9293 3.7.1).
+    #[must_use]
+    pub const fn mss(&self) -> u16 {
+        self.mtu.saturating_sub(self.header_len() + 20)
+    }
+}
+
+/// The sequence space of the last segment sent: all that is left to answer with once a
+/// connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LastSent {
+    /// Sequence number of that segment.
+    pub seq: u32,
+    /// Acknowledgement number of that segment.
+    pub ack: u32,
+    /// Window field of that segment.
+    pub window: u16,
+    /// Its timestamps option (RFC 7323), where the ends agreed on one.
+    pub timestamps: Option<[u8; 8]>,
+}
+
+/// What smoltcp must know of the link.
+pub(super) fn capabilities(path: Path) -> DeviceCapabilities {
+    let mut caps = DeviceCapabilities::default();
+    caps.medium = Medium::Ip;
+    // smoltcp 0.14 sends no IPv6 packet above this size, segmented or not: there it is told the largest,
+    // and the guest's MSS, which is never above ours, keeps segments in bounds.
+    caps.max_transmission_unit = if path.ipv6 {
+        MAX_SEGMENT_PACKET
+    } else {
+        usize::from(path.mtu)
+    };
+    caps.checksum = ChecksumCapabilities::ignored();
+    // Received headers are verified by the parser; sent ones are summed by smoltcp.
+    caps.checksum.ipv4 = Checksum::Tx;
+    if path.capabilities.tso4 {
+        caps.segmentation.tcpv4 = NonZeroUsize::new(MAX_SEGMENT_PACKET);
+    }
+    if path.capabilities.tso6 {
+        caps.segmentation.tcpv6 = NonZeroUsize::new(MAX_SEGMENT_PACKET);
+    }
+    caps
+}
+
+/// A device for constructing an `Interface`, which asks it for its capabilities only.
+pub(super) struct NullDevice(pub(super) DeviceCapabilities);
+
+impl Device for NullDevice {
+    type RxToken<'a> = NoPacket;
+    type TxToken<'a> = NoPacket;
+
+    fn receive(&mut self, _now: Instant) -> Option<(NoPacket, NoPacket)> {
+        None
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<NoPacket> {
+        None
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.0.clone()
+    }
+}
+
+/// A token that is never given out.
+pub(super) enum NoPacket {}
+
+impl RxToken for NoPacket {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, _f: F) -> R {
+        match self {}
+    }
+}
+
+impl TxToken for NoPacket {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _len: usize, _f: F) -> R {
+        match self {}
+    }
+}
+
+/// The device of one poll: at most one packet in, frames out to the batch.
+pub(super) struct OnePacket<'a> {
+    /// The packet that comes in.
+    pub(super) packet: Option<&'a [u8]>,
+    /// Leave the reserve for control frames alone.
+    pub(super) bulk: bool,
+    pub(super) tx: &'a mut TxBatch,
+    pub(super) path: &'a Path,
+    /// Payload of the segments that the kernel is to cut a long one into.
+    pub(super) mss: u16,
+    pub(super) now: Instant,
+    pub(super) last: &'a mut LastSent,
+}
+
+impl Device for OnePacket<'_> {
+    type RxToken<'a>
+        = Received<'a>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Transmit<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Transmit<'_>)> {
+        let packet = self.packet.take()?;
+        // An answer to a segment is short and may use the reserve, so no room is asked for.
+        let token = Transmit {
+            tx: self.tx,
+            path: self.path,
+            mss: self.mss,
+            now: self.now,
+            last: self.last,
+            segment: None,
+        };
+        Some((Received(packet), token))
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<Transmit<'_>> {
+        let room = !self.bulk || self.tx.has_room();
+        room.then_some(Transmit {
+            tx: self.tx,
+            path: self.path,
+            mss: self.mss,
+            now: self.now,
+            last: self.last,
+            segment: None,
+        })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        capabilities(*self.path)
+    }
+}
+
+/// A packet that came in.
+pub(super) struct Received<'a>(&'a [u8]);
+
+impl RxToken for Received<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+/// Room for one packet.
+pub(super) struct Transmit<'a> {
+    tx: &'a mut TxBatch,
+    path: &'a Path,
+    mss: u16,
+    now: Instant,
+    last: &'a mut LastSent,
+    segment: Option<NonZeroU16>,
+}
+
+impl TxToken for Transmit<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let Self {
+            tx,
+            path,
+            mss,
+            now,
+            last,
+            segment,
+        } = self;
+        let mut write = Some(f);
+        let mut result = None;
+        tx.push(path.wire.link, ETHERNET_HEADER + len, |frame| {
+            // `push` calls this at most once, so the closure is there.
+            if let Some(write) = write.take() {
+                let packet = emit::ethernet_ip(frame, path.wire, path.ipv6);
+                result = Some(write(packet));
+            }
+            (finish(frame, path, (segment, mss), now, last), ())
+        });
+        // No room: the frame is lost as on any link, but the closure must have its bytes.
+        match (result, write) {
+            (Some(result), _) => result,
+            (None, Some(write)) => write(&mut vec![0; len]),
+            (None, None) => unreachable_write(),
+        }
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size;
+    }
+}
+
+/// `write` was taken only where `result` was set.
+#[expect(
+    clippy::panic,
+    reason = "both arms above cover every state that `push` can leave"
+)]
+fn unreachable_write() -> ! {
+    panic!("a transmit closure ran without a result")
+}
+
+/// Completes a frame that smoltcp wrote: what it does not know, the checksum, or what the link needs
+/// to complete that.
+fn finish(
+    frame: &mut [u8],
+    path: &Path,
+    (segment, mss): (Option<NonZeroU16>, u16),
+    now: Instant,
+    last: &mut LastSent,
+) -> Offload {
+    let ipv6 = path.ipv6;
+    let start = ETHERNET_HEADER + usize::from(path.header_len());
+    let tcp = &mut frame[start..];
+    let tcp_header = usize::from(tcp[12] >> 4) * 4;
+    *last = amend(&mut tcp[..tcp_header], path, now);
+    // smoltcp says for IPv4 alone what it leaves to be segmented.
+    let room = usize::from(mss).saturating_sub(tcp_header - TCP_HEADER);
+    let too_long = ipv6 && tcp.len() - tcp_header > room;
+    let whole = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
+    let segment = segment.or_else(|| NonZeroU16::new(whole(room)).filter(|_| too_long));
+    let length = whole(tcp.len());
+    let pseudo = pseudo_header(&frame[ETHERNET_HEADER..], ipv6, length).fold();
+    frame[start + 16..start + 18].copy_from_slice(&pseudo.to_be_bytes());
+    if !path.capabilities.checksum {
+        complete(frame, start, usize::from(CHECKSUM_FIELD));
+        return Offload::NONE;
+    }
+    Offload {
+        checksum: Some(PartialChecksum {
+            start: whole(start),
+            offset: CHECKSUM_FIELD,
+        }),
+        segment: segment.map(|size| TcpSegmentation {
+            ipv6,
+            size,
+            header_len: whole(start + tcp_header),
+        }),
+    }
+}
+
+/// Writes into a TCP header what smoltcp does not know: the time, and the largest segment of IPv6.
+fn amend(header: &mut [u8], path: &Path, now: Instant) -> LastSent {
+    if path.ipv6
+        && header[13] & tcp_flags::SYN != 0
+        && let Some(mss) = option(header, MSS)
+    {
+        // smoltcp derives it from the size that it was told, see `capabilities`.
+        *mss = path.mss().to_be_bytes();
+    }
+    let timestamps = option::<8>(header, TIMESTAMPS).map(|value| {
+        let [a, b, c, d] = timestamp(now).to_be_bytes();
+        value[..4].copy_from_slice(&[a, b, c, d]);
+        *value
+    });
+    let word = |at: usize| {
+        u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    LastSent {
+        seq: word(4),
+        ack: word(8),
+        window: u16::from_be_bytes([header[14], header[15]]),
+        timestamps,
+    }
+}
+
+/// The clock of timestamps: milliseconds, wrapping (RFC 7323 5.4).
+fn timestamp(now: Instant) -> u32 {
+    let millis = now.total_millis() & i64::from(u32::MAX);
+    u32::try_from(millis).unwrap_or_default()
+}
+
+/// The value of an option in a TCP header, if it is there, in `LEN` bytes (RFC 9293 3.1).
+pub(super) fn option<const LEN: usize>(header: &mut [u8], wanted: u8) -> Option<&mut [u8; LEN]> {
+    /// Kinds without a length.
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    let mut at = 20;
+    loop {
+        let length = match (*header.get(at)?, header.get(at + 1)) {
+            (END, _) => return None,
+            (NO_OPERATION, _) => 1,
+            (kind, Some(&length)) if kind == wanted => {
+                let whole = usize::from(length) == 2 + LEN;
+                return header
+                    .get_mut(at + 2..)
+                    .filter(|_| whole)?
+                    .first_chunk_mut();
+            }
+            (_, Some(&length @ 2..)) => usize::from(length),
+            (_, Some(_) | None) => return None,
+        };
+        at += length;
+    }
+}
+
+fn pseudo_header(packet: &[u8], ipv6: bool, length: u16) -> Sum {
+    // The addresses stand next to each other in both headers, so their order does not matter.
+    let addresses = if ipv6 {
+        &packet[8..40]
+    } else {
+        &packet[12..20]
+    };
+    Sum::default()
+        .bytes(addresses)
+        .word(u16::from(PROTOCOL_TCP))
+        .word(length)
+}

@@ -1,0 +1,129 @@
+//! The kernel's TCP sockets.
+//!
+//! Owns nothing but the socket. While a connect is under way the socket keeps what the network says
+//! about it, so that the guest can be told who refused; afterwards it does not, since the kernel would
+//! then end a living connection at the first router's complaint (ip(7), `IP_RECVERR`).
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use socket2::Socket;
+
+use super::error_queue::{keep_errors, next_error};
+use super::marks::Told;
+use crate::host::{QueuedError, TcpSocket};
+use crate::net::Marks;
+
+/// A TCP socket of the kernel.
+#[derive(Debug)]
+pub struct KernelTcp {
+    socket: Socket,
+    ipv6: bool,
+    /// It keeps what the network says.
+    keeps_errors: bool,
+    told: Told,
+}
+
+/// What every connection has. Accepted ones inherit it from their listener.
+pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
+    // The guest decides when small segments are sent; its choice is not to be delayed again.
+    socket.set_tcp_nodelay(true)?;
+    // RFC 9293 3.8.4: not below two hours by default, which is what the kernel has.
+    socket.set_keepalive(true)?;
+    // Urgent data are ordinary data with a mark; left out of the stream, their byte would be lost
+    // (RFC 6093 section 3).
+    socket.set_out_of_band_inline(true)
+}
+
+impl KernelTcp {
+    /// Begins a connection from a socket that is bound as it is to be.
+    pub(super) fn connect(socket: Socket, remote: SocketAddr, marks: Marks) -> io::Result<Self> {
+        prepare(&socket)?;
+        let ipv6 = remote.is_ipv6();
+        // No router is on the way to the host itself.
+        let keeps_errors = !remote.ip().is_loopback();
+        if keeps_errors {
+            keep_errors(&socket, ipv6, true)?;
+        }
+        let mut told = Told::default();
+        // One hop more or less is noticed by those alone who chose the limit.
+        let usual = [Marks::DEFAULT_HOP_LIMIT, Marks::DEFAULT_HOP_LIMIT - 1];
+        if !usual.contains(&marks.hop_limit) {
+            told.hop_limit(&socket, ipv6, marks.hop_limit)?;
+        }
+        told.tos(&socket, ipv6, marks.tos & !ECN)?;
+        match socket.connect(&remote.into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self {
+            socket,
+            ipv6,
+            keeps_errors,
+            told,
+        })
+    }
+
+    /// Takes over a connection that a listener accepted.
+    pub(super) fn accepted(socket: Socket, peer: SocketAddr) -> Self {
+        Self {
+            socket,
+            ipv6: peer.is_ipv6(),
+            keeps_errors: false,
+            told: Told::default(),
+        }
+    }
+}
+
+/// The bits of the type of service that TCP uses itself (RFC 3168).
+const ECN: u8 = 3;
+
+impl AsFd for KernelTcp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl TcpSocket for KernelTcp {
+    fn connect_outcome(&mut self) -> io::Result<()> {
+        if let Some(error) = self.socket.take_error()? {
+            return Err(error);
+        }
+        if std::mem::take(&mut self.keeps_errors) {
+            keep_errors(&self.socket, self.ipv6, false)?;
+        }
+        Ok(())
+    }
+
+    fn connect_error(&mut self) -> Option<QueuedError> {
+        let mut quoted = [0; 8];
+        self.keeps_errors
+            .then(|| next_error(&self.socket, self.ipv6, &mut quoted))
+            .flatten()
+    }
+
+    fn set_tos(&mut self, tos: u8) {
+        // A mark that can't be set is no reason to end a connection.
+        let _ = self.told.tos(&self.socket, self.ipv6, tos & !ECN);
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.send_with_flags(bytes, libc::MSG_NOSIGNAL)
+    }
+
+    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        io::Read::read(&mut &self.socket, bytes)
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.socket.shutdown(std::net::Shutdown::Write)
+    }
+
+    fn reset(self) {
+        // RFC 9293 3.10.5 ABORT: closing with a zero linger time sends a RST.
+        let _ = self.socket.set_linger(Some(Duration::ZERO));
+    }
+}

@@ -1,0 +1,88 @@
+//! Socket options that no crate knows (ip(7), ipv6(7)).
+//!
+//! Comes in: a socket and a value. Goes out: nothing, or the kernel's error.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// What a socket does about datagrams above a path's MTU (`IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathMtu {
+    /// They are fragmented, here or on the way. IPv6 is fragmented here alone, so the path's MTU is
+    /// learnt: without that, whatever fits the first link and no later one would never arrive.
+    Fragment,
+    /// They are sent whole and never to be fragmented, whatever is known of the path; above the
+    /// interface's MTU they fail with `EMSGSIZE`.
+    Probe,
+}
+
+/// Decides about datagrams above a path's MTU.
+///
+/// # Errors
+/// When the descriptor is no socket of that family.
+pub fn set_path_mtu(socket: BorrowedFd<'_>, ipv6: bool, way: PathMtu) -> io::Result<()> {
+    let (level, option, value) = match (ipv6, way) {
+        (false, PathMtu::Fragment) => (
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        ),
+        (false, PathMtu::Probe) => (
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_PROBE,
+        ),
+        (true, PathMtu::Fragment) => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_WANT,
+        ),
+        (true, PathMtu::Probe) => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_PROBE,
+        ),
+    };
+    set_integer(socket, level, option, value)
+}
+
+fn set_integer(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the pointer is to a live integer of the length given, which the call reads.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn both_ways_are_taken() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for way in [PathMtu::Probe, PathMtu::Fragment] {
+            set_path_mtu(socket.as_fd(), false, way).unwrap();
+        }
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(set_path_mtu(null.as_fd(), false, PathMtu::Probe).is_err());
+    }
+}
