@@ -1,24 +1,35 @@
-//! Bulk TCP through tapgate on a real kernel, as an unprivileged user: every MTU, with and without
-//! offloads, one flow and 64, both ways, each byte compared.
+//! Bulk TCP through tapgate on a real kernel, as an unprivileged user: both families, every MTU, with
+//! and without offloads, one flow and 64, both ways, each byte compared.
 //!
 //! `TAPGATE_TEST_BYTES` is the number of bytes for each combination and way; the default keeps the
 //! suite short, 1073741824 is what the issue promises.
 
 mod support;
 
+use std::net::IpAddr;
+
 use support::attached::Net;
 use support::bulk::{Way, server, transfer};
 use support::sockets::Sockets;
-use support::{GATEWAY, LOOPBACK, at, env_number};
+use support::{GATEWAY, GATEWAY6, LOOPBACK, LOOPBACK6, at, env_number};
 
-/// Moves the bytes with `flows` connections at once, there and back.
+/// Moves the bytes with one connection and with many at once, there and back.
 fn there_and_back(mtu: &str, offload: &str) {
+    by_gateway([GATEWAY, LOOPBACK], mtu, offload);
+}
+
+/// The same over IPv6.
+fn there_and_back6(mtu: &str, offload: &str) {
+    by_gateway([GATEWAY6, LOOPBACK6], mtu, offload);
+}
+
+fn by_gateway([gateway, loopback]: [IpAddr; 2], mtu: &str, offload: &str) {
     let total = env_number("TAPGATE_TEST_BYTES", 32 << 20);
     let net = Net::up(&["--mtu", mtu, "--offload", offload]);
-    let server = server(net.world.listen(at(LOOPBACK, 0)).expect("a free port"));
+    let server = server(net.world.listen(at(loopback, 0)).expect("a free port"));
     for flows in [1, 64] {
         for way in [Way::Up, Way::Down] {
-            transfer(&net.guest, at(GATEWAY, server.port()), way, (flows, total));
+            transfer(&net.guest, at(gateway, server.port()), way, (flows, total));
         }
     }
 }
@@ -64,6 +75,36 @@ fn bytes_are_equal_at_mtu_65520_without_offload() {
 }
 
 #[test]
+fn bytes_over_ipv6_are_equal_at_mtu_1280() {
+    there_and_back6("1280", "on");
+}
+
+#[test]
+fn bytes_over_ipv6_are_equal_at_mtu_1280_without_offload() {
+    there_and_back6("1280", "off");
+}
+
+#[test]
+fn bytes_over_ipv6_are_equal_at_mtu_1500() {
+    there_and_back6("1500", "on");
+}
+
+#[test]
+fn bytes_over_ipv6_are_equal_at_mtu_1500_without_offload() {
+    there_and_back6("1500", "off");
+}
+
+#[test]
+fn bytes_over_ipv6_are_equal_at_mtu_65520() {
+    there_and_back6("65520", "on");
+}
+
+#[test]
+fn bytes_over_ipv6_are_equal_at_mtu_65520_without_offload() {
+    there_and_back6("65520", "off");
+}
+
+#[test]
 fn bytes_are_equal_both_ways_at_once_on_every_connection() {
     let net = Net::up(&[]);
     let server = server(net.world.listen(at(LOOPBACK, 0)).unwrap());
@@ -73,6 +114,16 @@ fn bytes_are_equal_both_ways_at_once_on_every_connection() {
         scope.spawn(|| transfer(&net.guest, target, Way::Up, (8, total)));
         scope.spawn(|| transfer(&net.guest, target, Way::Down, (8, total)));
     });
+}
+
+#[test]
+fn bytes_through_a_port_published_over_ipv6_are_equal() {
+    let net = Net::up(&["-p", "[::1]:8080:80"]);
+    let _server = server(net.guest.listen(at(support::ANY6, 80)).unwrap());
+    let total = env_number("TAPGATE_TEST_BYTES", 32 << 20);
+    for way in [Way::Up, Way::Down] {
+        transfer(&net.world, at(LOOPBACK6, 8080), way, (16, total));
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@
 mod buildah;
 mod host;
 mod podman;
+mod podman_ipv6;
 mod podman_options;
 mod podman_ports;
 mod rootlesskit;

@@ -1,5 +1,5 @@
 //! `podman run --network slirp4netns:OPTION`, one test for each option: what the container is given,
-//! whom it reaches, and as whom it is seen.
+//! whom it reaches, and as whom it is seen. IPv6 is in `podman_ipv6.rs`.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -114,20 +114,6 @@ fn names_come_from_the_hosts_resolver() {
     for name in ["a1.first.example", "a1.second.example"] {
         let asked = questions.iter().find(|it| it.name == name);
         assert_eq!(asked.unwrap().from.ip(), WORLD_A, "{name}");
-    }
-}
-
-/// IPv6 is not carried inside yet; to ask for it, as podman does by itself, must not cost IPv4.
-#[test]
-fn ipv6_may_be_asked_for() {
-    let podman = Podman::new();
-    let inner = page(&podman.host, at(LOOPBACK, 0));
-    for enabled in ["true", "false"] {
-        let got = podman.inside(
-            &format!("enable_ipv6={enabled},allow_host_loopback=true"),
-            &format!("wget -qO- http://10.0.2.2:{}/inner", inner.port()),
-        );
-        assert_eq!(got, testimony("host", LOOPBACK, "inner"));
     }
 }
 
