@@ -128,6 +128,34 @@ fn documents_name_files_that_exist() -> io::Result<()> {
     Ok(())
 }
 
+#[test]
+fn conformance_names_tests_that_exist() -> io::Result<()> {
+    let path = "doc/conformance.md";
+    let text = fs::read_to_string(root().join(path))?;
+    let found = document_tests(&text, &|file, name| {
+        let declared = format!("fn {name}(");
+        let places = [
+            format!("tests/{file}.rs"),
+            format!("tests/{file}"),
+            format!("{file}.rs"),
+        ];
+        places.iter().any(|place| {
+            let place = root().join(place);
+            let files = if place.is_dir() {
+                files_below(&place, "rs").unwrap_or_default()
+            } else {
+                vec![place]
+            };
+            let texts = files
+                .iter()
+                .filter_map(|file| fs::read_to_string(file).ok());
+            texts.into_iter().any(|text| text.contains(&declared))
+        })
+    });
+    assert!(found.is_empty(), "\n{}", report(path, found).join("\n"));
+    Ok(())
+}
+
 /// What a checker found in one file: line and message.
 type Found = Vec<(usize, String)>;
 type Check = fn(&Source) -> Found;
@@ -151,6 +179,22 @@ fn report(path: &str, found: Found) -> Vec<String> {
 }
 
 // --- the checkers --------------------------------------------------------------------------------
+
+/// Tests that a document names as `file::name` and that do not exist.
+fn document_tests(text: &str, exists: &dyn Fn(&str, &str) -> bool) -> Found {
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for span in line.split('`').skip(1).step_by(2) {
+            let Some((file, name)) = span.split_once("::") else {
+                continue;
+            };
+            if name != "name" && !exists(file, name) {
+                found.push((number + 1, format!("no test `{span}`")));
+            }
+        }
+    }
+    found
+}
 
 fn levels(source: &Source) -> Found {
     let room = source.room();
