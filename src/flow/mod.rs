@@ -14,6 +14,7 @@ pub mod table;
 pub mod tcp;
 mod tcp_device;
 pub mod tcp_engine;
+mod tcp_open;
 pub mod udp;
 
 use crate::buf::TxBatch;
