@@ -76,7 +76,7 @@ fn short_read_drains_a_stream_and_what_comes_later_is_a_new_edge() {
 
 /// An end of the stream, or a reset, can share an edge with data. The edge says so by `EPOLLRDHUP` or
 /// `EPOLLHUP`; nothing else tells of it behind a short read, and the data can still be read.
-/// `flow/tcp.rs` (`hangup`), `host/kernel.rs`. epoll_ctl(2), `tcp_poll` in net/ipv4/tcp.c.
+/// `flow/tcp_open.rs` (`hangup`), `host/kernel/mod.rs`. epoll_ctl(2), `tcp_poll` in net/ipv4/tcp.c.
 #[test]
 fn end_that_comes_with_data_is_told_by_that_edge_only() {
     let reset_by_peer = Err(Some(libc::ECONNRESET));

@@ -73,6 +73,7 @@ impl Bed {
             readable: true,
             writable: true,
             hangup: self.host.ended(),
+            error: false,
         };
         let mut turn = Turn {
             now: self.now,

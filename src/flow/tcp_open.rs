@@ -32,6 +32,8 @@ pub(super) struct Open<S> {
     writable: bool,
     /// The host's stream has ended: a short read does not mean that nothing is left.
     hangup: bool,
+    /// The host's socket has told of an error.
+    error: bool,
     /// The host's side spoke up after its end of stream: it may have been reset.
     look_for_error: bool,
     /// The guest has reset its side.
@@ -80,6 +82,7 @@ impl<S: TcpSocket> Open<S> {
             readable: true,
             writable: true,
             hangup: false,
+            error: false,
             look_for_error: false,
             guest_reset: false,
             silent: false,
@@ -101,7 +104,8 @@ impl<S: TcpSocket> Open<S> {
         self.readable |= event.readable;
         self.writable |= event.writable;
         self.hangup |= event.hangup;
-        self.look_for_error |= event.hangup && self.host_ended;
+        self.error |= event.error;
+        self.look_for_error |= event.error && self.host_ended;
     }
 
     /// What the guest was sent last.
@@ -277,7 +281,7 @@ impl<S: TcpSocket> Open<S> {
                 Ok(Ok((0, _))) => {
                     self.host_ended = true;
                     // A RST may have come with the end, in one event: the kernel tells the end first.
-                    self.look_for_error |= self.hangup;
+                    self.look_for_error |= self.error;
                     self.engine.socket().close();
                 }
                 Ok(Ok((len, room))) => {

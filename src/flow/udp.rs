@@ -65,6 +65,8 @@ pub struct UdpFlow<S> {
     pub guest: SocketAddr,
     /// The way back to the guest.
     pub wire: Wire,
+    /// The socket's error queue has something to tell.
+    pub failed: bool,
     replied: bool,
     only_dns: bool,
     correspondents: Correspondents,
@@ -78,6 +80,7 @@ impl<S> UdpFlow<S> {
             socket,
             guest,
             wire,
+            failed: false,
             replied: false,
             only_dns: true,
             correspondents: Correspondents {

@@ -34,6 +34,8 @@ pub struct Event {
     /// The peer has ended its stream, or the socket failed: reading goes on to the end, however
     /// little a single call returns.
     pub hangup: bool,
+    /// The socket failed, or the network has reported an error.
+    pub error: bool,
 }
 
 /// What a datagram socket is for; decides how it is bound.

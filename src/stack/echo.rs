@@ -87,6 +87,7 @@ impl<H: Host> Stack<H> {
             guest: ip.src,
             ident,
             wire: self.back(ip.wire),
+            failed: false,
         };
         let deadline = EchoFlow::<H::Echo>::deadline(turn.now);
         self.admit(token, key, Flow::Echo(flow), deadline);
@@ -134,9 +135,13 @@ impl<H: Host> Stack<H> {
             match flow.socket.recv(&mut self.scratch) {
                 Ok(received) => self.deliver_echo(turn, token, received),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !flow.failed => return,
                 Err(error) => match flow.socket.queued_error(&mut self.scratch) {
                     Some(queued) => self.report_echo(turn, token, &queued),
-                    None if error.kind() == ErrorKind::WouldBlock => return,
+                    None if error.kind() == ErrorKind::WouldBlock => {
+                        flow.failed = false;
+                        return;
+                    }
                     None => {}
                 },
             }

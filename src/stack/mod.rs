@@ -136,7 +136,9 @@ impl<H: Host> Stack<H> {
         }
         match self.table.get_mut(event.token) {
             Some(Flow::Tcp(flow)) => flow.ready(event),
-            Some(Flow::Udp(_) | Flow::Echo(_) | Flow::Query(_)) => {}
+            Some(Flow::Udp(flow)) => flow.failed |= event.error,
+            Some(Flow::Echo(flow)) => flow.failed |= event.error,
+            Some(Flow::Query(_)) => {}
             // A peer has no socket of its own; a flow that is gone has nothing to hear.
             Some(Flow::Peer(_)) | None => return,
         }

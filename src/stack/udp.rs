@@ -313,11 +313,15 @@ impl<H: Host> Stack<H> {
             match flow.socket.recv(&mut self.scratch) {
                 Ok(received) => self.deliver(turn, token, received),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !flow.failed => return,
                 Err(error) => {
                     let queued = flow.socket.queued_error(&mut self.scratch);
                     match queued {
                         Some(queued) => self.report_udp(turn, token, &queued),
-                        None if error.kind() == ErrorKind::WouldBlock => return,
+                        None if error.kind() == ErrorKind::WouldBlock => {
+                            flow.failed = false;
+                            return;
+                        }
                         None => {}
                     }
                 }

@@ -1,9 +1,32 @@
-//! Socket options that no crate knows (ip(7), ipv6(7)).
+//! What sockets can do and no crate offers: options (ip(7), ipv6(7)), and accept4(2) with the peer's
+//! address.
 //!
-//! Comes in: a socket and a value. Goes out: nothing, or the kernel's error.
+//! Comes in: a socket and a value. Goes out: nothing, a socket, or the kernel's error.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use socket2::SockAddr;
+
+/// Takes one connection from a listener, non-blocking and closed on exec, by one call.
+///
+/// # Errors
+/// `WouldBlock` when there is none, else what accept4(2) reports.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let take = |storage: *mut socket2::SockAddrStorage, length| {
+        // SAFETY: both pointers are to live memory, the second to the first one's size.
+        let number = unsafe { libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags) };
+        match number {
+            -1 => Err(io::Error::last_os_error()),
+            number => Ok(number),
+        }
+    };
+    // SAFETY: where it succeeds, the call has written an address and its length.
+    let (number, peer) = unsafe { SockAddr::try_init(take) }?;
+    // SAFETY: a fresh descriptor that only we know.
+    Ok((unsafe { OwnedFd::from_raw_fd(number) }, peer))
+}
 
 /// What a socket does about datagrams above a path's MTU (`IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -196,6 +196,7 @@ impl World {
             readable: bits & 1 != 0,
             writable: bits & 2 != 0,
             hangup: bits & 4 != 0,
+            error: bits & 8 != 0,
         };
         self.with_turn(|stack, turn| stack.handle_host(turn, event));
     }

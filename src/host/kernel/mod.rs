@@ -26,6 +26,7 @@ use super::{DatagramRole, Event, Host, PortWish, Token};
 use crate::config::{Config, Dns, Outbound};
 use crate::net::Marks;
 use crate::sys::readiness::{EventSet, watch};
+use crate::sys::socket::accept;
 
 pub use datagram::KernelUdp;
 pub use echo::KernelEcho;
@@ -130,6 +131,7 @@ impl KernelHost {
                 readable: flags.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | failed),
                 writable: flags.intersects(EpollFlags::EPOLLOUT | failed),
                 hangup: flags.intersects(EpollFlags::EPOLLRDHUP | failed),
+                error: flags.contains(EpollFlags::EPOLLERR),
             }
         }));
         Ok(more)
@@ -245,10 +247,9 @@ impl Host for KernelHost {
     }
 
     fn tcp_accept(&mut self, listener: &Socket) -> io::Result<(KernelTcp, SocketAddr)> {
-        let (socket, peer) = listener.accept()?;
-        socket.set_nonblocking(true)?;
+        let (socket, peer) = accept(listener.as_fd())?;
         let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        Ok((KernelTcp::accepted(socket, peer), peer))
+        Ok((KernelTcp::accepted(socket.into(), peer), peer))
     }
 
     fn tcp_watch(&mut self, token: Token, socket: &KernelTcp) -> io::Result<()> {

@@ -133,7 +133,7 @@ pub(super) struct State {
 impl State {
     /// An event at a socket that is well.
     pub(super) fn event(&mut self, token: Option<Token>, readable: bool, writable: bool) {
-        self.push(token, readable, writable, false);
+        self.push(token, [readable, writable, false, false]);
     }
 
     /// An event at connection `id`, which says whether the peer has ended its stream or reset it, as
@@ -143,16 +143,23 @@ impl State {
         let failed = connection.reset_by_server || connection.outcome.is_some();
         let hangup = failed || connection.server_shut;
         let token = connection.token;
-        self.push(token, readable || hangup, writable || failed, hangup);
+        let flags = [readable || hangup, writable || failed, hangup, failed];
+        self.push(token, flags);
     }
 
-    fn push(&mut self, token: Option<Token>, readable: bool, writable: bool, hangup: bool) {
+    /// An event at a datagram socket of which the network has reported an error.
+    pub(super) fn error_event(&mut self, token: Token) {
+        self.push(Some(token), [true, true, false, true]);
+    }
+
+    fn push(&mut self, token: Option<Token>, [readable, writable, hangup, error]: [bool; 4]) {
         if let Some(token) = token {
             self.events.push_back(Event {
                 token,
                 readable,
                 writable,
                 hangup,
+                error,
             });
         }
     }
@@ -413,7 +420,7 @@ impl Network {
             .errors
             .push_back((error, payload.to_vec()));
         let token = state.datagrams[socket.0].token;
-        state.event(Some(token), true, true);
+        state.error_event(token);
     }
 
     /// The role of a datagram socket; `None` for echo sockets.
