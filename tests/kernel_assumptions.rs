@@ -134,7 +134,7 @@ fn closed_descriptor_leaves_the_set() {
 
 /// An epoll set can be watched by another, edge-triggered: once fewer events were taken than asked
 /// for, the next event inside is a new edge outside.
-/// `host/kernel.rs` (`poll_events`: tokio watches the private set). epoll(7), fs/eventpoll.c.
+/// `host/kernel/mod.rs` (`poll_events`: tokio watches the private set). epoll(7), fs/eventpoll.c.
 #[test]
 fn emptied_epoll_set_gives_a_new_edge_to_the_one_above() {
     let (mut ours, mut theirs) = tcp_pair();
@@ -155,7 +155,7 @@ fn emptied_epoll_set_gives_a_new_edge_to_the_one_above() {
 // --- sockets -------------------------------------------------------------------------------------
 
 /// A close is a FIN. It is a reset with a zero linger time, and where data was not read.
-/// `host/kernel.rs` (`reset`), `flow/tcp.rs`. socket(7) `SO_LINGER`, `__tcp_close` in net/ipv4/tcp.c.
+/// `host/kernel/stream.rs` (`reset`), `flow/tcp.rs`. socket(7) `SO_LINGER`, `__tcp_close` in net/ipv4/tcp.c.
 #[test]
 fn zero_linger_time_or_unread_data_make_a_close_a_reset() {
     let (ours, mut theirs) = tcp_pair();
@@ -176,7 +176,7 @@ fn zero_linger_time_or_unread_data_make_a_close_a_reset() {
 
 /// A connect that is undecided gives no event (here the kernel asks for a neighbour that nobody is).
 /// One that is refused begins alike, then becomes writable, and says why by `SO_ERROR`.
-/// `host/kernel.rs` (`connect_outcome`), `flow/tcp.rs` (`finish_connect`). connect(2).
+/// `host/kernel/stream.rs` (`connect_outcome`), `flow/tcp.rs` (`finish_connect`). connect(2).
 #[test]
 fn first_event_of_a_connect_means_that_so_error_has_the_outcome() {
     let world = World::new();
@@ -196,7 +196,7 @@ fn first_event_of_a_connect_means_that_so_error_has_the_outcome() {
 }
 
 /// Without a route a connect or a datagram fails in the call itself.
-/// `host/kernel.rs` (`tcp_connect`), `stack/udp.rs` (`unreachable`). connect(2), ip(7).
+/// `host/kernel/stream.rs` (`connect`), `stack/udp.rs` (`unreachable`). connect(2), ip(7).
 #[test]
 fn without_a_route_the_call_itself_fails() {
     let world = World::new();
@@ -209,7 +209,7 @@ fn without_a_route_the_call_itself_fails() {
 
 /// With `IP_RECVERR` a port unreachable is an edge with `EPOLLERR`, and fails one call on a socket
 /// that is not connected, a send (which sends nothing) or a receive. The error queue has the rest.
-/// `host/datagram.rs`, `stack/udp.rs`. ip(7), `sock_dequeue_err_skb` in net/core/skbuff.c.
+/// `host/kernel/error_queue.rs`, `stack/udp.rs`. ip(7), `sock_dequeue_err_skb` in net/core/skbuff.c.
 #[test]
 fn port_unreachable_fails_one_call_and_is_queued_with_details() {
     // Connected elsewhere: nobody else gets the port, and datagrams from us are unwanted there.
@@ -255,7 +255,7 @@ fn queued_error(socket: &UdpSocket) -> nix::Result<String> {
 
 /// A socket that is not connected hears everybody, whomever it has sent to (RFC 4787 REQ-8); a
 /// connected one hears its peer and nobody else, so an answer can't come from another address.
-/// `host/kernel.rs` (`udp_open`). udp(7), connect(2).
+/// `host/kernel/mod.rs` (`udp_open`). udp(7), connect(2).
 #[test]
 fn datagram_socket_hears_its_peer_only_if_it_is_connected() {
     let (friend, stranger) = (udp(), udp());
@@ -280,7 +280,7 @@ fn datagram_socket_hears_its_peer_only_if_it_is_connected() {
 
 /// A ping socket takes and gives ICMP header and data. The kernel fills in checksum and identifier,
 /// the socket's "port". Who is not in `ping_group_range`, by default everybody, gets `EACCES`.
-/// `host/datagram.rs` (`KernelEcho`), `stack/echo.rs` (`hint`). icmp(7), net/ipv4/ping.c.
+/// `host/kernel/echo.rs` (`KernelEcho`), `stack/echo.rs` (`hint`). icmp(7), net/ipv4/ping.c.
 #[test]
 fn ping_socket_moves_header_and_data_under_its_own_identifier() {
     const KIND: [i32; 3] = [libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP];
