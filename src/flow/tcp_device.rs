@@ -138,6 +138,19 @@ pub(super) struct OnePacket<'a> {
     pub(super) last: &'a mut LastSent,
 }
 
+impl OnePacket<'_> {
+    fn room(&mut self) -> Transmit<'_> {
+        Transmit {
+            tx: self.tx,
+            path: self.path,
+            mss: self.mss,
+            now: self.now,
+            last: self.last,
+            segment: None,
+        }
+    }
+}
+
 impl Device for OnePacket<'_> {
     type RxToken<'a>
         = Received<'a>
@@ -151,27 +164,12 @@ impl Device for OnePacket<'_> {
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Transmit<'_>)> {
         let packet = self.packet.take()?;
         // An answer to a segment is short and may use the reserve, so no room is asked for.
-        let token = Transmit {
-            tx: self.tx,
-            path: self.path,
-            mss: self.mss,
-            now: self.now,
-            last: self.last,
-            segment: None,
-        };
-        Some((Received(packet), token))
+        Some((Received(packet), self.room()))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Transmit<'_>> {
-        let room = !self.bulk || self.tx.has_room();
-        room.then_some(Transmit {
-            tx: self.tx,
-            path: self.path,
-            mss: self.mss,
-            now: self.now,
-            last: self.last,
-            segment: None,
-        })
+        let free = !self.bulk || self.tx.has_room();
+        free.then(|| self.room())
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

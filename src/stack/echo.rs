@@ -58,7 +58,14 @@ impl<H: Host> Stack<H> {
         self.table
             .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
         let sent = match sent {
-            Err(error) if udp::is_too_big(&error) => Err(self.echo_too_long(turn, token)),
+            Err(error) if udp::is_too_big(&error) => Err(self.too_long(
+                turn,
+                |stack| match stack.table.get_mut(token) {
+                    Some(Flow::Echo(flow)) => flow.socket.queued_error(&mut stack.scratch),
+                    _ => None,
+                },
+                |stack, turn, queued| stack.report_echo(turn, token, queued),
+            )),
             sent => sent.map_err(Into::into),
         };
         self.after_sending(turn, ip, sent)
@@ -105,22 +112,6 @@ impl<H: Host> Stack<H> {
         } else if !denied {
             tracing::debug!(%error, "no echo socket");
         }
-    }
-
-    /// What the error queue says about a request that was too long; what else it holds is about earlier
-    /// ones, and is passed on.
-    fn echo_too_long(&mut self, turn: &mut Turn<'_, H>, token: Token) -> udp::Unsent {
-        let mut said = udp::Unsent::Silent;
-        while let Some(Flow::Echo(flow)) = self.table.get_mut(token)
-            && let Some(queued) = flow.socket.queued_error(&mut self.scratch)
-        {
-            if matches!(queued.error, IcmpError::TooBig(_)) {
-                said = udp::Unsent::Said(queued.error);
-            } else {
-                self.report_echo(turn, token, &queued);
-            }
-        }
-        said
     }
 
     /// An echo socket has replies or errors.

@@ -188,9 +188,14 @@ impl<H: Host> Stack<H> {
             .set_deadline(token, PublishedPeer::deadline(turn.now));
         let sent = socket.send(&datagram.to_host(peer.client, peer.asked));
         Some(match sent {
-            Err(error) if is_too_big(&error) => {
-                Err(self.answer_too_long(turn, peer.published, datagram.guest))
-            }
+            Err(error) if is_too_big(&error) => Err(self.too_long(
+                turn,
+                |stack| {
+                    let socket = stack.published.udp(peer.published)?;
+                    socket.queued_error(&mut stack.scratch)
+                },
+                |stack, turn, queued| stack.report_answer(turn, datagram.guest, queued),
+            )),
             sent => sent.map_err(Into::into),
         })
     }
@@ -223,42 +228,32 @@ impl<H: Host> Stack<H> {
         let sent = flow.socket.send(&datagram.to_host(to, None));
         self.table.set_deadline(token, deadline);
         match sent {
-            Err(error) if is_too_big(&error) => Err(self.datagram_too_long(turn, token)),
+            Err(error) if is_too_big(&error) => Err(self.too_long(
+                turn,
+                |stack| match stack.table.get_mut(token) {
+                    Some(Flow::Udp(flow)) => flow.socket.queued_error(&mut stack.scratch),
+                    _ => None,
+                },
+                |stack, turn, queued| stack.report_udp(turn, token, queued),
+            )),
             sent => sent.map_err(Into::into),
         }
     }
 
-    /// What the error queue says about a datagram that was too long; what else it holds is about earlier
-    /// ones, and is passed on.
-    fn datagram_too_long(&mut self, turn: &mut Turn<'_, H>, token: Token) -> Unsent {
-        let mut said = Unsent::Silent;
-        while let Some(Flow::Udp(flow)) = self.table.get_mut(token)
-            && let Some(queued) = flow.socket.queued_error(&mut self.scratch)
-        {
-            if matches!(queued.error, IcmpError::TooBig(_)) {
-                said = Unsent::Said(queued.error);
-            } else {
-                self.report_udp(turn, token, &queued);
-            }
-        }
-        said
-    }
-
-    /// The same for an answer to a client of a published port.
-    fn answer_too_long(
+    /// What a socket's error queue says about something that was too long; what else it holds is about
+    /// earlier ones, and is passed on by `report`.
+    pub(super) fn too_long(
         &mut self,
         turn: &mut Turn<'_, H>,
-        published: usize,
-        guest: SocketAddr,
+        next: impl Fn(&mut Self) -> Option<QueuedError>,
+        report: impl Fn(&mut Self, &mut Turn<'_, H>, &QueuedError),
     ) -> Unsent {
         let mut said = Unsent::Silent;
-        while let Some(socket) = self.published.udp(published)
-            && let Some(queued) = socket.queued_error(&mut self.scratch)
-        {
+        while let Some(queued) = next(self) {
             if matches!(queued.error, IcmpError::TooBig(_)) {
                 said = Unsent::Said(queued.error);
             } else {
-                self.report_answer(turn, guest, &queued);
+                report(self, turn, &queued);
             }
         }
         said
