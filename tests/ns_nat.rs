@@ -287,7 +287,9 @@ fn guest_reaches_its_own_published_port_by_the_hosts_address() {
     ];
     let net = Net::up_in(World::with_ipv6_route(), &published);
     for family in FAMILIES {
-        let _echo = serve::udp_echo(net.guest.udp(at(family.any, 53)).unwrap());
+        // The other family's server takes a moment to give the port up.
+        let port = || net.guest.udp(at(family.any, 53)).ok();
+        let _echo = serve::udp_echo(support::wait_until("a free port", support::SOON, port));
         for host in family.servers {
             let probe = net.guest.udp_to(at(host, 5353)).unwrap();
             probe.send(b"it is me").unwrap();
