@@ -259,6 +259,10 @@ for port in range(20000, 20000 + {FLOWS}):
         echo.port()
     );
     net.guest.run("/usr/bin/python3", &["-c", &script]).output();
+    // Each of them costs a dozen calls, and each call a stop by the tracer: the API may have to wait.
+    wait_until("all of that to be carried", 4 * SOON, || {
+        api.try_ask(r#"{"execute":"list_hostfwd"}"#).ok()
+    });
     publish_and_use(net, api);
 }
 
