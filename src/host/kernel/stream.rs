@@ -23,6 +23,8 @@ pub struct KernelTcp {
     ipv6: bool,
     /// It keeps what the network says.
     keeps_errors: bool,
+    /// What the network said about the connect.
+    said: Option<QueuedError>,
     told: Told,
 }
 
@@ -63,8 +65,16 @@ impl KernelTcp {
             socket,
             ipv6,
             keeps_errors,
+            said: None,
             told,
         })
+    }
+
+    fn next_error(&self) -> Option<QueuedError> {
+        let mut quoted = [0; 8];
+        self.keeps_errors
+            .then(|| next_error(&self.socket, self.ipv6, &mut quoted))
+            .flatten()
     }
 
     /// Takes over a connection that a listener accepted.
@@ -73,6 +83,7 @@ impl KernelTcp {
             socket,
             ipv6: peer.is_ipv6(),
             keeps_errors: false,
+            said: None,
             told: Told::default(),
         }
     }
@@ -92,6 +103,12 @@ impl TcpSocket for KernelTcp {
         if let Some(error) = self.socket.take_error()? {
             return Err(error);
         }
+        // The kernel queues what a router said, and wakes us, before it ends the socket for it: that there
+        // is no error yet does not mean that there is a connection.
+        self.said = self.next_error();
+        if self.said.is_some() {
+            return Err(io::ErrorKind::HostUnreachable.into());
+        }
         if std::mem::take(&mut self.keeps_errors) {
             keep_errors(&self.socket, self.ipv6, false)?;
         }
@@ -99,10 +116,7 @@ impl TcpSocket for KernelTcp {
     }
 
     fn connect_error(&mut self) -> Option<QueuedError> {
-        let mut quoted = [0; 8];
-        self.keeps_errors
-            .then(|| next_error(&self.socket, self.ipv6, &mut quoted))
-            .flatten()
+        self.said.take().or_else(|| self.next_error())
     }
 
     fn set_tos(&mut self, tos: u8) {
