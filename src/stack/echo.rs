@@ -44,10 +44,8 @@ impl<H: Host> Stack<H> {
         let token = match self.table.find(&key) {
             Some(token) => token,
             None => match self.open_echo(turn, key, ip, echo.ident) {
-                Some(token) => token,
-                None => {
-                    return self.tell(turn, ip, IcmpError::AdministrativelyProhibited);
-                }
+                Ok(token) => token,
+                Err(error) => return self.tell(turn, ip, error),
             },
         };
         let marks = self.marks_outside(ip);
@@ -77,18 +75,16 @@ impl<H: Host> Stack<H> {
         key: FlowKey,
         ip: &Ip<'_>,
         ident: u16,
-    ) -> Option<Token> {
+    ) -> Result<Token, IcmpError> {
         let Ok(token) = self.table.next_token() else {
             self.counters.flows_refused += 1;
-            return None;
+            return Err(IcmpError::AdministrativelyProhibited);
         };
-        let socket = match turn.host.echo_open(token, ip.dst.is_ipv6()) {
-            Ok(socket) => socket,
-            Err(error) => {
-                self.hint(&error);
-                return None;
-            }
-        };
+        let opened = turn.host.echo_open(token, ip.dst.is_ipv6());
+        let socket = opened.map_err(|error| {
+            self.hint(&error);
+            udp::told_of_no_socket(&error)
+        })?;
         let flow = EchoFlow {
             socket,
             guest: ip.src,
@@ -98,7 +94,7 @@ impl<H: Host> Stack<H> {
         };
         let deadline = EchoFlow::<H::Echo>::deadline(turn.now);
         self.admit(token, key, Flow::Echo(flow), deadline);
-        Some(token)
+        Ok(token)
     }
 
     /// Says once why pings go nowhere.

@@ -51,6 +51,14 @@ pub(super) fn unreachable(error: &io::Error) -> Option<IcmpError> {
         .map(|(_, said)| said)
 }
 
+/// What the guest is told where the host has no socket for what it sends.
+pub(super) fn told_of_no_socket(error: &io::Error) -> IcmpError {
+    match unreachable(error) {
+        Some(IcmpError::NetUnreachable) => IcmpError::NetUnreachable,
+        Some(_) | None => IcmpError::AdministrativelyProhibited,
+    }
+}
+
 /// Why a datagram did not leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unsent {
@@ -284,10 +292,7 @@ impl<H: Host> Stack<H> {
         let socket = turn.host.udp_open(token, role).map_err(|error| {
             tracing::debug!(%guest, %error, "no UDP socket");
             self.counters.flows_refused += 1;
-            match unreachable(&error) {
-                Some(IcmpError::NetUnreachable) => Unsent::Said(IcmpError::NetUnreachable),
-                Some(_) | None => refused,
-            }
+            Unsent::Said(told_of_no_socket(&error))
         })?;
         let flow = UdpFlow::new(socket, guest, self.back(wire), self.config.udp_filtering);
         let deadline = turn.now;
