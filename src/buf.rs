@@ -61,8 +61,8 @@ impl RxMeta {
 pub struct Offload {
     /// The checksum field holds the folded pseudo-header sum and wants completing.
     pub checksum: Option<PartialChecksum>,
-    /// The frame is one long TCP segment to be cut up.
-    pub segment: Option<TcpSegmentation>,
+    /// The frame is one long segment, or several datagrams, to be cut up.
+    pub segment: Option<Segmentation>,
 }
 
 impl Offload {
@@ -83,14 +83,25 @@ pub struct PartialChecksum {
     pub offset: u16,
 }
 
-/// TCP segmentation offload (`VIRTIO_NET_HDR_GSO_TCPV4` or `_TCPV6`).
+/// What a frame that is to be cut up holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TcpSegmentation {
-    /// IPv6 rather than IPv4.
-    pub ipv6: bool,
-    /// Payload bytes in each segment but the last.
+pub enum Cut {
+    /// A TCP segment over IPv4 (`VIRTIO_NET_HDR_GSO_TCPV4`).
+    Tcp4,
+    /// A TCP segment over IPv6 (`VIRTIO_NET_HDR_GSO_TCPV6`).
+    Tcp6,
+    /// UDP datagrams of either family, one behind the other (`VIRTIO_NET_HDR_GSO_UDP_L4`).
+    Udp,
+}
+
+/// Segmentation offload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segmentation {
+    /// What is cut up.
+    pub cut: Cut,
+    /// Payload bytes in each piece but the last.
     pub size: NonZeroU16,
-    /// Bytes of Ethernet, IP and TCP header.
+    /// Bytes of Ethernet, IP and transport header.
     pub header_len: u16,
 }
 
@@ -103,6 +114,8 @@ pub struct TxCapabilities {
     pub tso4: bool,
     /// TCP over IPv6 is segmented; implies `checksum`.
     pub tso6: bool,
+    /// Trains of UDP datagrams of either family are cut up; implies `checksum`.
+    pub uso: bool,
 }
 
 struct RxFrame {

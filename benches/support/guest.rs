@@ -250,5 +250,6 @@ pub(crate) fn capabilities(offload: bool) -> tapgate::buf::TxCapabilities {
         checksum: offload,
         tso4: offload,
         tso6: offload,
+        uso: offload,
     }
 }

@@ -10,8 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use tapgate::host::{
-    DatagramRole, EchoSocket, Host, Outgoing, QueuedError, Received, ReceivedEcho, TcpSocket,
-    Token, UdpSocket,
+    DatagramRole, EchoSocket, Host, Inbox, Outgoing, QueuedError, Received, TcpSocket, Token,
+    UdpSocket,
 };
 use tapgate::net::Marks;
 
@@ -185,16 +185,16 @@ impl UdpSocket for BenchUdp {
         Ok(())
     }
 
-    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<Received> {
+    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {
         let (from, len, datagram) = &mut *self.server.datagram.borrow_mut();
-        let from = from.take().ok_or(ErrorKind::WouldBlock)?;
-        bytes[..*len].copy_from_slice(&datagram[..*len]);
-        Ok(Received {
-            len: *len,
-            from,
+        let received = Received {
+            from: from.take().ok_or(ErrorKind::WouldBlock)?,
             asked: None,
             marks: Marks::default(),
-        })
+        };
+        inbox.clear();
+        inbox.add(received, &datagram[..*len]);
+        Ok(())
     }
 
     fn queued_error(&mut self, _bytes: &mut [u8]) -> Option<QueuedError> {
@@ -210,7 +210,7 @@ impl EchoSocket for NoEcho {
         match *self {}
     }
 
-    fn recv(&mut self, _data: &mut [u8]) -> io::Result<ReceivedEcho> {
+    fn recv(&mut self, _inbox: &mut Inbox) -> io::Result<()> {
         match *self {}
     }
 

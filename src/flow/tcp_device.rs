@@ -11,7 +11,7 @@ use smoltcp::phy::{
 };
 
 use crate::buf::{
-    ETHERNET_HEADER, Offload, PartialChecksum, TcpSegmentation, TxBatch, TxCapabilities,
+    Cut, ETHERNET_HEADER, Offload, PartialChecksum, Segmentation, TxBatch, TxCapabilities,
 };
 use crate::net::checksum::{Sum, complete};
 use crate::net::parse::tcp_flags;
@@ -269,8 +269,8 @@ fn finish(
             start: whole(start),
             offset: CHECKSUM_FIELD,
         }),
-        segment: segment.map(|size| TcpSegmentation {
-            ipv6,
+        segment: segment.map(|size| Segmentation {
+            cut: if ipv6 { Cut::Tcp6 } else { Cut::Tcp4 },
             size,
             header_len: whole(start + tcp_header),
         }),

@@ -5,6 +5,7 @@
 //! values: dropping one closes it, so a flow that goes can't leak its descriptor. What a
 //! [`Token`] stands for only the stack knows; a host hands it back with each event.
 
+mod inbox;
 pub mod kernel;
 pub mod resolv_conf;
 pub mod resolv_text;
@@ -16,6 +17,8 @@ use std::num::NonZeroU16;
 
 use crate::net::Marks;
 use crate::net::emit::IcmpError;
+
+pub use inbox::Inbox;
 
 /// Names the owner of a socket in events. Opaque to the host; the stack puts a generation in, so
 /// that a late event never finds a stranger.
@@ -113,25 +116,10 @@ impl<'a> Outgoing<'a> {
 /// What is known of a received datagram beside its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes of payload.
-    pub len: usize,
     /// Its sender.
     pub from: SocketAddr,
     /// The address that it came to, where the socket has several and the answer must name it.
     pub asked: Option<IpAddr>,
-    /// How it looked when it arrived.
-    pub marks: Marks,
-}
-
-/// What is known of an echo reply beside its data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReceivedEcho {
-    /// Bytes of data.
-    pub len: usize,
-    /// Who answered.
-    pub from: IpAddr,
-    /// The sequence number of the request.
-    pub seq: u16,
     /// How it looked when it arrived.
     pub marks: Marks,
 }
@@ -267,12 +255,12 @@ pub trait UdpSocket {
     /// What `sendto(2)` reports; each concerns these datagrams only.
     fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()>;
 
-    /// Receives one datagram.
+    /// Receives what is there, as far as the inbox has room; what was in it is forgotten.
     ///
     /// # Errors
     /// `WouldBlock` when there is none; another error means that [`UdpSocket::queued_error`] has
     /// something to tell.
-    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<Received>;
+    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()>;
 
     /// The next error that the network reported; the original payload is written to `bytes`.
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError>;
@@ -294,12 +282,13 @@ pub trait EchoSocket {
     /// What `sendto(2)` reports.
     fn send(&mut self, to: IpAddr, seq: u16, data: &[u8], marks: Marks) -> io::Result<()>;
 
-    /// Receives an echo reply.
+    /// Receives the echo replies that are there, as far as the inbox has room: ICMP messages from their
+    /// type on. What was in it is forgotten.
     ///
     /// # Errors
     /// `WouldBlock` when there is none; another error means that [`EchoSocket::queued_error`] has
     /// something to tell.
-    fn recv(&mut self, data: &mut [u8]) -> io::Result<ReceivedEcho>;
+    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()>;
 
     /// The next error that the network reported; the original ICMP message is written to `bytes`.
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError>;

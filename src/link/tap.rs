@@ -33,13 +33,15 @@ impl Granted {
     };
 
     /// What may be left to the kernel in frames that leave. With a vnet header a tap completes
-    /// checksums and segments in any case: the offloads are about what *we* can take.
+    /// checksums and segments in any case: the offloads are about what *we* can take. But a kernel that
+    /// does not offer trains of datagrams knows none.
     #[must_use]
     pub const fn transmit(self) -> TxCapabilities {
         TxCapabilities {
             checksum: self.vnet_header,
             tso4: self.vnet_header,
             tso6: self.vnet_header,
+            uso: self.vnet_header && self.offloads & offload::USO4 != 0,
         }
     }
 }

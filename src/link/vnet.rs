@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU16;
 
-use crate::buf::{LinkId, Offload, RxMeta};
+use crate::buf::{Cut, LinkId, Offload, RxMeta};
 
 /// Bytes of the header.
 pub const LEN: usize = 12;
@@ -46,7 +46,11 @@ pub fn encode(offload: Offload) -> [u8; LEN] {
     }
     header[1] = GSO_NONE;
     if let Some(segment) = offload.segment {
-        header[1] = if segment.ipv6 { GSO_TCPV6 } else { GSO_TCPV4 };
+        header[1] = match segment.cut {
+            Cut::Tcp4 => GSO_TCPV4,
+            Cut::Tcp6 => GSO_TCPV6,
+            Cut::Udp => GSO_UDP_L4,
+        };
         header[2..4].copy_from_slice(&segment.header_len.to_ne_bytes());
         header[4..6].copy_from_slice(&segment.size.get().to_ne_bytes());
     }
@@ -56,7 +60,7 @@ pub fn encode(offload: Offload) -> [u8; LEN] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buf::{PartialChecksum, TcpSegmentation};
+    use crate::buf::{PartialChecksum, Segmentation};
     use proptest::prelude::*;
 
     #[test]
@@ -66,8 +70,8 @@ mod tests {
                 start: 34,
                 offset: 16,
             }),
-            segment: NonZeroU16::new(1448).map(|size| TcpSegmentation {
-                ipv6: false,
+            segment: NonZeroU16::new(1448).map(|size| Segmentation {
+                cut: Cut::Tcp4,
                 size,
                 header_len: 54,
             }),

@@ -144,18 +144,27 @@ pub const CALLS: &[Call] = &[
     any(
         "sendto",
         libc::SYS_sendto,
-        "streams, datagrams, questions to the broker",
+        "streams, pings, questions to the broker",
     ),
     any(
         "recvfrom",
         libc::SYS_recvfrom,
         "streams, answers of the broker",
     ),
-    any("sendmsg", libc::SYS_sendmsg, "words to the broker"),
+    any(
+        "sendmsg",
+        libc::SYS_sendmsg,
+        "datagrams, words to the broker",
+    ),
     any(
         "recvmsg",
         libc::SYS_recvmsg,
-        "datagrams, errors of the network, words of the broker",
+        "errors of the network, words of the broker",
+    ),
+    any(
+        "recvmmsg",
+        libc::SYS_recvmmsg,
+        "datagrams, as many as are there",
     ),
     any(
         "shutdown",

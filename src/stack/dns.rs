@@ -13,7 +13,7 @@ use crate::config::DNS_PORT;
 use crate::flow::key::FlowKey;
 use crate::flow::query::{ATTEMPT, Query, ROUNDS};
 use crate::flow::{Flow, Turn};
-use crate::host::{DatagramRole, Host, Outgoing, Received, Token, UdpSocket};
+use crate::host::{DatagramRole, Host, Outgoing, Token, UdpSocket};
 use crate::net::dns::{HEADER, flags};
 use crate::net::emit::Ends;
 use crate::net::{DropReason, Wire};
@@ -158,26 +158,31 @@ impl<H: Host> Stack<H> {
     /// The socket of a query has an answer, or an error.
     pub(super) fn query_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         loop {
-            if !turn.tx.has_room() {
+            if !self.deliver_inbox(turn) || !turn.tx.has_room() {
                 return self.make_ready(token);
             }
             let Some(Flow::Query(query)) = self.table.get_mut(token) else {
                 return;
             };
-            match query.socket.recv(&mut self.scratch) {
-                Ok(Received { len, .. }) if is_answer(&self.scratch[..len], query.attempt_id) => {
-                    let (guest, wire) = (query.guest, query.wire);
-                    self.resolver = Some(query.resolver);
-                    let mut answer = self.scratch[..len].to_vec();
-                    answer[..2].copy_from_slice(&query.id.to_be_bytes());
-                    self.table.remove(token);
-                    return self.answer_query(turn, wire, guest, &answer);
-                }
-                // Something else from the resolver's address: not an answer to this attempt.
-                Ok(_) => {}
+            match query.socket.recv(&mut self.inbox) {
+                Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(_) => return self.query_timed_out(turn, token),
+            }
+            // Something else from the resolver's address is no answer to this attempt.
+            let mut received = self.inbox.datagrams().map(|(_, bytes)| bytes);
+            let answer = received
+                .find(|bytes| is_answer(bytes, query.attempt_id))
+                .map(<[u8]>::to_vec);
+            drop(received);
+            self.inbox.clear();
+            if let Some(mut answer) = answer {
+                let (guest, wire) = (query.guest, query.wire);
+                self.resolver = Some(query.resolver);
+                answer[..2].copy_from_slice(&query.id.to_be_bytes());
+                self.table.remove(token);
+                return self.answer_query(turn, wire, guest, &answer);
             }
         }
     }

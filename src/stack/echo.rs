@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use crate::flow::echo::EchoFlow;
 use crate::flow::key::FlowKey;
 use crate::flow::{Flow, Turn};
-use crate::host::{EchoSocket, Host, QueuedError, ReceivedEcho, Token};
+use crate::host::{EchoSocket, Host, QueuedError, Received, Token};
 use crate::net::DropReason;
 use crate::net::emit::{self, EchoReply, IcmpError};
 use crate::net::parse::{Echo, Ip};
@@ -18,8 +18,11 @@ use super::counters::Disposition;
 use super::mapping::{self, Verdict};
 use super::{Stack, udp};
 
-/// Replies that one socket may deliver in one turn.
-const BUDGET: usize = 16;
+/// Inboxes full of replies that one socket may deliver in one turn.
+const BUDGET: usize = 4;
+
+/// Bytes of an ICMP echo header.
+const HEADER: usize = 8;
 
 impl<H: Host> Stack<H> {
     pub(super) fn guest_echo(
@@ -113,14 +116,14 @@ impl<H: Host> Stack<H> {
     /// An echo socket has replies or errors.
     pub(super) fn echo_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         for _ in 0..BUDGET {
-            if !turn.tx.has_room() {
+            if !self.deliver_inbox(turn) {
                 break;
             }
             let Some(Flow::Echo(flow)) = self.table.get_mut(token) else {
                 return;
             };
-            match flow.socket.recv(&mut self.scratch) {
-                Ok(received) => self.deliver_echo(turn, token, received),
+            match flow.socket.recv(&mut self.inbox) {
+                Ok(()) => self.inbox_owner = token,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock && !flow.failed => return,
                 Err(error) => match flow.socket.queued_error(&mut self.scratch) {
@@ -136,24 +139,32 @@ impl<H: Host> Stack<H> {
         self.make_ready(token);
     }
 
-    /// Hands a reply, whose data is in the scratch memory, to the guest.
-    fn deliver_echo(&mut self, turn: &mut Turn<'_, H>, token: Token, received: ReceivedEcho) {
+    /// Hands the first reply of the inbox to the guest; gives the number of replies.
+    pub(super) fn deliver_echo(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        token: Token,
+        first: Received,
+    ) -> usize {
         let id = self.datagram_id();
-        let Some(Flow::Echo(flow)) = self.table.get(token) else {
-            return;
+        let message = self.inbox.datagrams().next().map(|(_, message)| message);
+        let header = message.and_then(<[u8]>::split_first_chunk::<HEADER>);
+        let (Some(Flow::Echo(flow)), Some((header, data))) = (self.table.get(token), header) else {
+            return 1;
         };
-        let from = SocketAddr::new(received.from, 0);
+        let from = SocketAddr::new(first.from.ip(), 0);
         let reply = EchoReply {
             src: mapping::seen_inside(&self.config, from, flow.guest).ip(),
             dst: flow.guest,
             ident: flow.ident,
-            seq: received.seq,
-            marks: udp::marks_inside(received.from, received.marks),
-            data: &self.scratch[..received.len],
+            seq: u16::from_be_bytes([header[6], header[7]]),
+            marks: udp::marks_inside(from.ip(), first.marks),
+            data,
         };
         emit::echo_reply(turn.tx, flow.wire, self.config.mtu, reply, id);
         self.table
             .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
+        1
     }
 
     /// Passes an error on to the guest whose request it concerns. The flow lives on (RFC 5508 REQ-6).
@@ -162,7 +173,7 @@ impl<H: Host> Stack<H> {
             return;
         };
         let message = &self.scratch[..queued.quoted.min(udp::MAX_QUOTED)];
-        let Some((header, data)) = message.split_first_chunk::<8>() else {
+        let Some((header, data)) = message.split_first_chunk::<HEADER>() else {
             return;
         };
         let seq = u16::from_be_bytes([header[6], header[7]]);

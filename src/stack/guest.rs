@@ -16,6 +16,19 @@ use crate::net::{DropReason, Marks, PROTOCOL_ICMPV6, Wire};
 use super::counters::Disposition;
 use super::{Stack, dhcp, dhcp6, mapping};
 
+/// A packet of a guest's that an error is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Original<'a> {
+    /// The way that it came.
+    pub(super) wire: Wire,
+    /// Its source.
+    pub(super) src: IpAddr,
+    /// Its destination.
+    pub(super) dst: IpAddr,
+    /// The packet, as far as it is to be quoted.
+    pub(super) packet: &'a [u8],
+}
+
 impl<H: Host> Stack<H> {
     pub(super) fn guest_frame(
         &mut self,
@@ -223,25 +236,47 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    /// Tells a guest what a router would say about its packet. Where the gateway's own addresses
-    /// were addressed, they say it themselves.
+    /// Tells a guest what a router would say about its packet.
     pub(super) fn tell(
         &mut self,
         turn: &mut Turn<'_, H>,
         ip: &Ip<'_>,
         error: IcmpError,
     ) -> Disposition {
+        let original = Original {
+            wire: ip.wire,
+            src: ip.src,
+            dst: ip.dst,
+            packet: ip.bytes,
+        };
+        self.tell_of(turn, original, error)
+    }
+
+    /// The same about a packet that is gone, of which this is left. Where the gateway's own addresses
+    /// were addressed, they say it themselves.
+    pub(super) fn tell_of(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        original: Original<'_>,
+        error: IcmpError,
+    ) -> Disposition {
+        let Original {
+            wire,
+            src,
+            dst,
+            packet,
+        } = original;
         if !self.errors.take(turn.now) {
             return Disposition::Dropped(DropReason::ErrorRate);
         }
         let plan = &self.config.plan;
-        let from = if plan.is_gateway_side(ip.dst) {
-            Some(ip.dst)
+        let from = if plan.is_gateway_side(dst) {
+            Some(dst)
         } else {
-            plan.gateway_like(ip.src)
+            plan.gateway_like(src)
         };
-        let back = self.back(ip.wire);
-        answered(from.is_some_and(|from| emit::icmp_error(turn.tx, back, from, error, ip.bytes)))
+        let back = self.back(wire);
+        answered(from.is_some_and(|from| emit::icmp_error(turn.tx, back, from, error, packet)))
     }
 }
 

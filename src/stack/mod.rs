@@ -5,7 +5,8 @@
 //! descriptor and knows no runtime, so whole scenarios run in virtual time. The files beside this
 //! one each know one service; this one owns the state and decides the order of things:
 //!
-//! - [`guest`]: what a frame is for; [`tcp`], [`udp`], [`echo`]: the flows of each protocol;
+//! - [`guest`]: what a frame is for; [`tcp`], [`udp`], [`echo`]: the flows of each protocol; [`trains`]:
+//!   datagrams that travel together;
 //! - [`mapping`]: what an address leads to, consulted once for each new flow;
 //! - [`neighbours`], [`router`], [`dhcp`], [`dhcp6`], [`dns`], [`names`]: the services of the gateway
 //!   itself;
@@ -28,6 +29,7 @@ pub mod reassembly;
 pub mod router;
 pub mod secrets;
 pub mod tcp;
+pub mod trains;
 pub mod udp;
 
 use std::collections::VecDeque;
@@ -40,7 +42,7 @@ use crate::flow::Flow;
 use crate::flow::key::{FlowKey, KeyedState};
 use crate::flow::table::Table;
 use crate::flow::tcp_engine::{EnginePool, Path};
-use crate::host::{Event, Host, Token};
+use crate::host::{Event, Host, Inbox, Token};
 use crate::net::Mac;
 
 pub use crate::flow::Turn;
@@ -54,8 +56,9 @@ use rate::ErrorRate;
 use reassembly::Reassembly;
 use router::Advertiser;
 use secrets::Secrets;
+use trains::Train;
 
-/// Largest datagram that is received from the host in one piece.
+/// Bytes of what the network reports about a packet, its payload included.
 const SCRATCH: usize = 65_536;
 
 /// What the stack must know of a link.
@@ -89,6 +92,11 @@ pub struct Stack<H: Host> {
     resolver: Option<std::net::SocketAddr>,
     /// The hint about `ping_group_range` was given.
     echo_hint_given: bool,
+    /// What was received from a socket of the host's, and whose socket that was.
+    inbox: Inbox,
+    inbox_owner: Token,
+    /// Datagrams of a guest that wait for others.
+    train: Train,
     scratch: Box<[u8]>,
 }
 
@@ -114,6 +122,9 @@ impl<H: Host> Stack<H> {
             counters: Counters::default(),
             resolver: None,
             echo_hint_given: false,
+            inbox: Inbox::default(),
+            inbox_owner: Token(0),
+            train: Train::default(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             config,
         }
@@ -169,6 +180,7 @@ impl<H: Host> Stack<H> {
     /// Lets every flow that has something to do move bytes, each in its turn. True when some could
     /// not finish: the batch was full, or a budget used up.
     pub fn poll_transmit(&mut self, turn: &mut Turn<'_, H>) -> bool {
+        self.send_train(turn);
         for _ in 0..self.ready.len() {
             let Some(token) = self.ready.pop_front() else {
                 break;
@@ -180,7 +192,7 @@ impl<H: Host> Stack<H> {
                 break;
             }
         }
-        let more = self.published_pending(turn);
+        let more = self.published_pending(turn) || !self.inbox.is_empty();
         more || !self.ready.is_empty()
     }
 

@@ -14,8 +14,8 @@ use crate::flow::named_stream::Stream;
 use crate::flow::tcp::TcpFlow;
 use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
-use crate::host::{DatagramRole, Host, QueuedError, TcpSocket, Token, UdpSocket};
-use crate::net::emit::{self, Datagram, DatagramId, Ends};
+use crate::host::{DatagramRole, Host, QueuedError, Received, TcpSocket, Token, UdpSocket};
+use crate::net::emit::{self, Ends};
 use crate::net::{Duration, Instant};
 
 use super::{Stack, mapping, udp};
@@ -35,6 +35,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[must_use]
 pub fn listener_of(token: Token) -> Option<usize> {
     (token.0 & LISTENER != 0).then(|| usize::try_from(token.0 & !LISTENER).ok())?
+}
+
+const fn listener_token(id: usize) -> Token {
+    Token(LISTENER | id as u64)
 }
 
 enum Socket<H: Host> {
@@ -102,7 +106,7 @@ impl<H: Host> Stack<H> {
     /// What binding reports: the address is in use, privileged, or not the host's.
     pub fn publish(&mut self, host: &mut H, rule: Publish) -> io::Result<usize> {
         let id = self.published.next_id;
-        let token = Token(LISTENER | id as u64);
+        let token = listener_token(id);
         let socket = match rule.protocol {
             Protocol::Tcp => Socket::Tcp(host.tcp_listen(token, rule.host)?),
             Protocol::Udp => Socket::Udp(host.udp_open(token, DatagramRole::Published(rule.host))?),
@@ -148,7 +152,7 @@ impl<H: Host> Stack<H> {
                 Some(Port {
                     socket: Socket::Udp(_),
                     ..
-                }) => self.take_datagram(turn, id),
+                }) => self.take_datagrams(turn, id),
                 None => return,
             };
             match step {
@@ -300,8 +304,8 @@ impl<H: Host> Stack<H> {
         None
     }
 
-    fn take_datagram(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Step {
-        if !turn.tx.has_room() {
+    fn take_datagrams(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Step {
+        if !self.deliver_inbox(turn) {
             return Step::Later;
         }
         let Some(Port {
@@ -313,41 +317,56 @@ impl<H: Host> Stack<H> {
             return Step::Empty;
         };
         let guest = rule.guest;
-        let received = match socket.recv(&mut self.scratch) {
-            Ok(received) => received,
-            Err(error) => {
-                return match socket.queued_error(&mut self.scratch) {
-                    Some(queued) => {
-                        self.report_answer(turn, guest, &queued);
-                        Step::Taken
-                    }
-                    None if error.kind() == ErrorKind::WouldBlock => Step::Empty,
-                    None => Step::Taken,
-                };
+        match socket.recv(&mut self.inbox) {
+            Ok(()) => {
+                self.inbox_owner = listener_token(id);
+                if self.deliver_inbox(turn) {
+                    Step::Taken
+                } else {
+                    Step::Later
+                }
             }
+            Err(error) => match socket.queued_error(&mut self.scratch) {
+                Some(queued) => {
+                    self.report_answer(turn, guest, &queued);
+                    Step::Taken
+                }
+                None if error.kind() == ErrorKind::WouldBlock => Step::Empty,
+                None => Step::Taken,
+            },
+        }
+    }
+
+    /// Hands the first datagram of the inbox to the guest of a published port, and those that go along;
+    /// gives their number.
+    pub(super) fn deliver_to_published(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        id: usize,
+        first: Received,
+    ) -> usize {
+        let Some(guest) = self.published.ports.get(&id).map(|port| port.rule.guest) else {
+            return 1;
         };
         let peer = PublishedPeer {
             published: id,
-            client: received.from,
-            asked: received.asked,
+            client: first.from,
+            asked: first.asked,
         };
         let Some(seen) = self.note_peer(turn.now, guest, peer) else {
             self.counters.flows_refused += 1;
-            return Step::Taken;
+            return 1;
         };
-        if let Some(path) = self.path(guest.ip()) {
-            let datagram = Datagram {
-                ends: Ends {
-                    src: seen,
-                    dst: guest,
-                },
-                id: DatagramId(self.secrets.next_u32()),
-                marks: udp::marks_inside(received.from.ip(), received.marks),
-                payload: &self.scratch[..received.len],
-            };
-            emit::udp(turn.tx, path.wire, self.config.mtu, datagram);
-        }
-        Step::Taken
+        let Some(path) = self.path(guest.ip()) else {
+            return 1;
+        };
+        let ends = Ends {
+            src: seen,
+            dst: guest,
+        };
+        let id = self.datagram_id();
+        let marks = udp::marks_inside(first.from.ip(), first.marks);
+        self.send_inside(turn, path.wire, ends, (id, marks))
     }
 
     /// Passes an error on that the guest's answer to a client earned.

@@ -5,24 +5,22 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
 
 use crate::flow::key::FlowKey;
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
-use crate::host::{
-    DatagramRole, Host, Outgoing, PortWish, QueuedError, Received, Token, UdpSocket,
-};
-use crate::net::emit::{self, Datagram, DatagramId, Ends, IcmpError};
+use crate::host::{DatagramRole, Host, PortWish, QueuedError, Received, Token, UdpSocket};
+use crate::net::emit::{self, Ends, IcmpError};
 use crate::net::parse::{Ip, UdpDatagram};
-use crate::net::{DropReason, Marks, Wire};
+use crate::net::{DropReason, Instant, Marks, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
 use super::mapping::{self, Verdict};
+use super::trains::{Departure, Exit, FromGuest};
 
-/// Datagrams that one socket may deliver in one turn.
-const BUDGET: usize = 64;
+/// Inboxes full of datagrams that one socket may deliver in one turn.
+const BUDGET: usize = 4;
 
 /// Bytes of a payload that an error quotes at most.
 pub(super) const MAX_QUOTED: usize = 1200;
@@ -74,28 +72,6 @@ impl From<io::Error> for Unsent {
     }
 }
 
-/// A guest's datagram, or a train of them, on its way out.
-#[derive(Debug, Clone, Copy)]
-struct FromGuest<'a> {
-    wire: Wire,
-    guest: SocketAddr,
-    payload: &'a [u8],
-    segment: Option<NonZeroU16>,
-    marks: Marks,
-}
-
-impl<'a> FromGuest<'a> {
-    fn to_host(self, to: SocketAddr, from: Option<IpAddr>) -> Outgoing<'a> {
-        Outgoing {
-            to,
-            from,
-            payload: self.payload,
-            segment: self.segment,
-            marks: Some(self.marks),
-        }
-    }
-}
-
 /// `EMSGSIZE` and `EAFNOSUPPORT` of errno(3), the same numbers on all that we run on.
 const MESSAGE_TOO_LONG: i32 = 90;
 const NO_SUCH_FAMILY: i32 = 97;
@@ -126,25 +102,35 @@ impl<H: Host> Stack<H> {
         udp: &UdpDatagram<'_>,
     ) -> Disposition {
         let remote = SocketAddr::new(ip.dst, udp.dst_port);
-        let datagram = FromGuest {
-            wire: ip.wire,
-            guest: SocketAddr::new(ip.src, udp.src_port),
-            payload: udp.payload,
-            segment: ip.udp_segment,
-            marks: self.marks_outside(ip),
-        };
-        let sent = match self.send_to_client(turn, datagram, remote) {
-            Some(sent) => sent,
+        let guest = SocketAddr::new(ip.src, udp.src_port);
+        let way = match self.client_of(turn.now, ip.wire, guest, remote) {
+            Some(peer) => Ok((Exit::Published(peer), peer.client)),
             None => match mapping::verdict(&self.config, remote) {
-                Verdict::Host(to) => self.send_to_host(turn, datagram, to),
-                Verdict::Resolver => {
-                    return self.guest_query(turn, ip.wire, datagram.guest, udp.payload);
-                }
+                Verdict::Host(to) => self
+                    .own_port(turn, ip.wire, guest, to)
+                    .map(|token| (Exit::Flow(token), to)),
+                Verdict::Resolver => return self.guest_query(turn, ip.wire, guest, udp.payload),
                 Verdict::Refuse => Err(Unsent::Said(IcmpError::PortUnreachable)),
                 Verdict::Unreachable(error) => Err(Unsent::Said(error)),
                 Verdict::Drop(reason) => return Disposition::Dropped(reason),
             },
         };
+        let sent = way.and_then(|(exit, to)| {
+            let departure = Departure {
+                exit,
+                to,
+                marks: self.marks_outside(ip),
+                wire: ip.wire,
+                guest,
+                asked: ip.dst,
+            };
+            let datagram = FromGuest {
+                packet: ip.bytes,
+                payload: udp.payload,
+                segment: ip.udp_segment,
+            };
+            self.depart(turn, departure, datagram)
+        });
         self.after_sending(turn, ip, sent)
     }
 
@@ -171,19 +157,20 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    /// A datagram to a client of one of the guest's published ports; `None` where it is not one.
-    fn send_to_client(
+    /// The client of one of the guest's published ports that a datagram is for, if it is for one.
+    fn client_of(
         &mut self,
-        turn: &mut Turn<'_, H>,
-        datagram: FromGuest<'_>,
+        now: Instant,
+        wire: Wire,
+        guest: SocketAddr,
         remote: SocketAddr,
-    ) -> Option<Result<(), Unsent>> {
+    ) -> Option<PublishedPeer> {
         if !self.published.has_udp() {
             return None;
         }
         let key = FlowKey::Peer {
-            link: datagram.wire.link,
-            guest: datagram.guest,
+            link: wire.link,
+            guest,
             remote,
         };
         let token = self.table.find(&key)?;
@@ -191,30 +178,19 @@ impl<H: Host> Stack<H> {
             return None;
         };
         let peer = *peer;
-        let socket = self.published.udp(peer.published)?;
-        self.table
-            .set_deadline(token, PublishedPeer::deadline(turn.now));
-        let sent = socket.send(&datagram.to_host(peer.client, peer.asked));
-        Some(match sent {
-            Err(error) if is_too_big(&error) => Err(self.too_long(
-                turn,
-                |stack| {
-                    let socket = stack.published.udp(peer.published)?;
-                    socket.queued_error(&mut stack.scratch)
-                },
-                |stack, turn, queued| stack.report_answer(turn, datagram.guest, queued),
-            )),
-            sent => sent.map_err(Into::into),
-        })
+        self.published.udp(peer.published)?;
+        self.table.set_deadline(token, PublishedPeer::deadline(now));
+        Some(peer)
     }
 
-    fn send_to_host(
+    /// The flow of a guest's own port, opened where there is none, that is about to send to `to`.
+    fn own_port(
         &mut self,
         turn: &mut Turn<'_, H>,
-        datagram: FromGuest<'_>,
+        wire: Wire,
+        guest: SocketAddr,
         to: SocketAddr,
-    ) -> Result<(), Unsent> {
-        let FromGuest { wire, guest, .. } = datagram;
+    ) -> Result<Token, Unsent> {
         let outbound = if guest.is_ipv6() {
             &self.config.outbound6
         } else {
@@ -229,23 +205,11 @@ impl<H: Host> Stack<H> {
             Some(token) => token,
             None => self.open_udp(turn, wire, key, guest)?,
         };
-        let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
-            return Ok(());
-        };
-        let deadline = flow.sent(turn.now, to);
-        let sent = flow.socket.send(&datagram.to_host(to, None));
-        self.table.set_deadline(token, deadline);
-        match sent {
-            Err(error) if is_too_big(&error) => Err(self.too_long(
-                turn,
-                |stack| match stack.table.get_mut(token) {
-                    Some(Flow::Udp(flow)) => flow.socket.queued_error(&mut stack.scratch),
-                    _ => None,
-                },
-                |stack, turn, queued| stack.report_udp(turn, token, queued),
-            )),
-            sent => sent.map_err(Into::into),
+        if let Some(Flow::Udp(flow)) = self.table.get_mut(token) {
+            let deadline = flow.sent(turn.now, to);
+            self.table.set_deadline(token, deadline);
         }
+        Ok(token)
     }
 
     /// What a socket's error queue says about something that was too long; what else it holds is about
@@ -303,15 +267,24 @@ impl<H: Host> Stack<H> {
     /// A guest's host socket has datagrams or errors.
     pub(super) fn udp_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         for _ in 0..BUDGET {
-            if !turn.tx.has_room() {
-                self.make_ready(token);
-                return;
+            if !self.deliver_inbox(turn) {
+                break;
             }
             let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
                 return;
             };
-            match flow.socket.recv(&mut self.scratch) {
-                Ok(received) => self.deliver(turn, token, received),
+            match flow.socket.recv(&mut self.inbox) {
+                Ok(()) => {
+                    self.inbox_owner = token;
+                    // Fewer than there is room for were all; the next edge tells of more.
+                    let more = self.inbox.is_full() || flow.failed;
+                    if !self.deliver_inbox(turn) {
+                        break;
+                    }
+                    if !more {
+                        return;
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock && !flow.failed => return,
                 Err(error) => {
@@ -330,34 +303,38 @@ impl<H: Host> Stack<H> {
         self.make_ready(token);
     }
 
-    /// Hands a datagram in the scratch memory to the guest.
-    fn deliver(&mut self, turn: &mut Turn<'_, H>, token: Token, received: Received) {
+    /// Hands the first datagram of the inbox to the guest, and those that go along; gives their number.
+    pub(super) fn deliver_udp(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        token: Token,
+        first: Received,
+    ) -> usize {
         let Some(Flow::Udp(flow)) = self.table.get_mut(token) else {
-            return;
+            return 1;
         };
-        let from = received.from;
+        let from = first.from;
         if (from.ip().is_loopback() && !self.config.host_loopback) || !flow.admits(from) {
-            return;
+            return 1;
         }
         let ends = Ends {
             src: mapping::seen_inside(&self.config, from, flow.guest.ip()),
             dst: flow.guest,
         };
         let (deadline, wire) = (flow.received(turn.now), flow.wire);
-        let datagram = Datagram {
-            ends,
-            id: DatagramId(self.secrets.next_u32()),
-            marks: marks_inside(from.ip(), received.marks),
-            payload: &self.scratch[..received.len],
-        };
-        if !emit::udp(turn.tx, wire, self.config.mtu, datagram) {
-            tracing::trace!(%from, "datagram lost: transmit batch full");
-        }
         self.table.set_deadline(token, deadline);
+        let id = self.datagram_id();
+        let marks = marks_inside(from.ip(), first.marks);
+        self.send_inside(turn, wire, ends, (id, marks))
     }
 
     /// Passes an error on to the guest whose port it concerns.
-    fn report_udp(&mut self, turn: &mut Turn<'_, H>, token: Token, queued: &QueuedError) {
+    pub(super) fn report_udp(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        token: Token,
+        queued: &QueuedError,
+    ) {
         let Some(Flow::Udp(flow)) = self.table.get(token) else {
             return;
         };

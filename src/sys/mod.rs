@@ -7,6 +7,7 @@
     reason = "this is the room for it; every block says why it is sound"
 )]
 
+pub mod datagrams;
 pub mod fd;
 pub mod memory;
 pub mod netlink;

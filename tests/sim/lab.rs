@@ -84,6 +84,11 @@ impl Lab {
         self.send(packets::udp_frame(from, addr(to), payload));
     }
 
+    /// The same, without waiting for what comes of it.
+    pub(crate) fn udp_later(&mut self, from: u16, to: &str, payload: &[u8]) {
+        self.0.inject(packets::udp_frame(from, addr(to), payload));
+    }
+
     /// What came to the guest since the last time, but ARP, TCP and advertisements to all.
     pub(crate) fn received(&mut self) -> Vec<Received> {
         packets::read(&std::mem::take(&mut self.0.received)).unwrap()

@@ -11,7 +11,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use tapgate::buf::{ETHERNET_HEADER, Offload, TcpSegmentation, TxCapabilities};
+use tapgate::buf::{Cut, ETHERNET_HEADER, Offload, Segmentation, TxCapabilities};
 use tapgate::net::checksum::{Sum, complete};
 use tapgate::net::{Duration, Instant};
 
@@ -95,7 +95,9 @@ impl LinkKind {
             Some(_) | None => vec![frame.to_vec()],
         };
         for frame in &mut frames {
-            if offload.checksum.is_some() {
+            // A train's datagrams have theirs when they are cut.
+            let is_train = offload.segment.is_some_and(|it| it.cut == Cut::Udp);
+            if offload.checksum.is_some() && !is_train {
                 sum_tcp(&mut frame[ETHERNET_HEADER..]);
             }
             let whole = self.uncut && offload.segment.is_some();
@@ -166,12 +168,18 @@ fn tcp_of(frame: &[u8]) -> Option<&[u8]> {
     tcp_at(packet).map(|tcp| &packet[tcp..])
 }
 
-/// Cuts a long segment up as `VIRTIO_NET_HDR_GSO_TCPV4` and `_TCPV6` ask for it; checksums are left to
-/// be done.
-fn cut(frame: &[u8], segment: TcpSegmentation) -> Vec<Vec<u8>> {
+/// Cuts a long frame up as the vnet header asks for it; checksums are left to be done.
+fn cut(frame: &[u8], segment: Segmentation) -> Vec<Vec<u8>> {
+    if segment.cut == Cut::Udp {
+        return cut_train(frame, segment);
+    }
     let (headers, payload) = frame.split_at(usize::from(segment.header_len));
     let header = tcp_at(&frame[ETHERNET_HEADER..]).unwrap();
-    assert_eq!(header == IPV6_HEADER, segment.ipv6, "the family");
+    assert_eq!(
+        header == IPV6_HEADER,
+        segment.cut == Cut::Tcp6,
+        "the family"
+    );
     let tcp = ETHERNET_HEADER + header;
     let first = u32::from_be_bytes(frame[tcp + 4..tcp + 8].try_into().unwrap());
     let size = usize::from(segment.size.get());
@@ -189,6 +197,39 @@ fn cut(frame: &[u8], segment: TcpSegmentation) -> Vec<Vec<u8>> {
         piece
     };
     payload.chunks(size).enumerate().map(piece).collect()
+}
+
+/// Cuts a train of datagrams up; each gets a checksum of its own.
+fn cut_train(frame: &[u8], segment: Segmentation) -> Vec<Vec<u8>> {
+    let (headers, payload) = frame.split_at(usize::from(segment.header_len));
+    let udp = headers.len() - 8;
+    let number = |at: usize| u16::from_be_bytes([headers[udp + at], headers[udp + at + 1]]);
+    let whole = number(4);
+    assert_eq!(
+        usize::from(whole),
+        8 + payload.len(),
+        "the train's own length"
+    );
+    let piece = |bytes: &[u8]| {
+        let mut piece = headers.to_vec();
+        piece.extend(bytes);
+        let total = u16::try_from(piece.len() - ETHERNET_HEADER).unwrap();
+        set_length(&mut piece[ETHERNET_HEADER..], total);
+        let length = u16::try_from(8 + bytes.len()).unwrap();
+        piece[udp + 4..udp + 6].copy_from_slice(&length.to_be_bytes());
+        let pseudo = Sum::default().word(number(6)).word(!whole).word(length);
+        piece[udp + 6..udp + 8].copy_from_slice(&pseudo.fold().to_be_bytes());
+        let sum = match Sum::default().bytes(&piece[udp..]).finish() {
+            0 => 0xffff,
+            sum => sum,
+        };
+        piece[udp + 6..udp + 8].copy_from_slice(&sum.to_be_bytes());
+        piece
+    };
+    payload
+        .chunks(segment.size.get().into())
+        .map(piece)
+        .collect()
 }
 
 /// Tells a packet how long it is.

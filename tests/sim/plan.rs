@@ -217,6 +217,7 @@ fn link(random: &mut Random) -> LinkKind {
             checksum: tso4 || random.percent(50),
             tso4,
             tso6: tso4,
+            uso: tso4,
         },
         guest_offload: random.percent(40),
         uncut: random.percent(50),

@@ -269,6 +269,7 @@ impl World {
                 checksum: offload,
                 tso4: offload,
                 tso6: offload,
+                uso: offload,
             },
             guest_mac: (flags & 16 == 0).then_some(Mac(GUEST_MAC)),
         };

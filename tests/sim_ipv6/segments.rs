@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use tapgate::buf::{LinkId, RxMeta, TxBatch, TxCapabilities};
+use tapgate::buf::{Cut, LinkId, RxMeta, TxBatch, TxCapabilities};
 use tapgate::config::Config;
 use tapgate::flow::Turn;
 use tapgate::host::simulated::{ConnectAnswer, Network, SimulatedHost, SocketId};
@@ -240,6 +240,7 @@ impl Offloading {
                 checksum: true,
                 tso4: true,
                 tso6: true,
+                uso: true,
             },
             guest_mac: Some(Mac(GUEST_MAC)),
         };
@@ -298,7 +299,8 @@ fn judged(frame: &[u8], offload: tapgate::buf::Offload, headers: usize, size: u1
     let long = came.data.len() > usize::from(size);
     if long {
         let segment = offload.segment.unwrap();
-        assert_eq!((segment.size.get(), segment.ipv6), (size, headers == 60));
+        let cut = if headers == 60 { Cut::Tcp6 } else { Cut::Tcp4 };
+        assert_eq!((segment.size.get(), segment.cut), (size, cut));
         let header_len = 14 + headers + came.options.len();
         assert_eq!(usize::from(segment.header_len), header_len);
     }

@@ -1,29 +1,32 @@
 //! The kernel's UDP sockets.
 //!
 //! Owns nothing but the socket. Each datagram says how it is to look, and each received one how it
-//! looked; what the network reports comes from `error_queue.rs`.
+//! looked; what the network reports comes from `error_queue.rs`. A train of datagrams leaves by one call
+//! (udp(7), `UDP_SEGMENT`), and as many as are there are received by one.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
-    sockopt,
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use socket2::Socket;
 
 use super::error_queue::{keep_errors, next_error};
 use super::marks::{Told, note_marks, take_mark};
-use crate::host::{Outgoing, QueuedError, Received, UdpSocket, datagrams};
+use crate::host::{Inbox, Outgoing, QueuedError, Received, UdpSocket, datagrams};
 use crate::net::Marks;
+use crate::sys::datagrams::{self as batch, ReceivedDatagram};
 
 /// Receive buffer asked for: a burst of a thousand sockets' answers must not be lost while the
 /// loop is busy. The kernel caps it at `net.core.rmem_max`.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// Room for the control messages of one datagram: both marks, and the address it came to.
-const CONTROL: usize = 128;
+/// Datagrams of one train at most: `UDP_MAX_SEGMENTS` of linux/udp.h, which was 64 before Linux 6.9.
+const MAX_SEGMENTS: usize = 64;
+
+/// Bytes of one train at most: the longest payload of a datagram over IPv4.
+const MAX_TRAIN: usize = 65_507;
 
 /// A UDP socket of the kernel.
 #[derive(Debug)]
@@ -64,22 +67,37 @@ impl KernelUdp {
     }
 }
 
-/// The address that a datagram came to, as it is to be named in the answer.
-fn asked_address(message: &ControlMessageOwned) -> Option<IpAddr> {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "the kernel may say anything else"
-    )]
-    match message {
-        ControlMessageOwned::Ipv4PacketInfo(info) => Some(IpAddr::V4(Ipv4Addr::from(
-            info.ipi_spec_dst.s_addr.to_ne_bytes(),
-        ))),
+/// The address that a datagram came to, as it is to be named in the answer: of `struct in_pktinfo` the
+/// second field, of `struct in6_pktinfo` the first.
+fn asked_address(message: batch::ControlMessage<'_>) -> Option<IpAddr> {
+    match (message.level, message.kind) {
+        (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+            let addr: [u8; 4] = *message.data.get(4..)?.first_chunk()?;
+            Some(Ipv4Addr::from(addr).into())
+        }
         // Nobody can answer from a group's address.
-        ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr))
-            .filter(|addr| !addr.is_multicast())
-            .map(IpAddr::V6),
+        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+            let addr: [u8; 16] = *message.data.first_chunk()?;
+            Some(Ipv6Addr::from(addr))
+                .filter(|addr| !addr.is_multicast())
+                .map(IpAddr::V6)
+        }
         _ => None,
     }
+}
+
+/// What the kernel says of a datagram.
+pub(super) fn describe(datagram: ReceivedDatagram<'_>) -> Option<Received> {
+    let mut received = Received {
+        from: datagram.sender()?,
+        asked: None,
+        marks: Marks::default(),
+    };
+    for message in datagram.control_messages() {
+        received.asked = asked_address(message).or(received.asked);
+        take_mark(&mut received.marks, message);
+    }
+    Some(received)
 }
 
 /// Sends. An error that an earlier datagram earned is reported by the next call once; the error queue
@@ -92,34 +110,44 @@ pub(super) fn past_old_errors<T>(mut send: impl FnMut() -> io::Result<T>) -> io:
     }
 }
 
-/// Sends one datagram from one of the host's addresses.
-fn send_one(socket: &Socket, from: IpAddr, to: &SockaddrStorage, payload: &[u8]) -> io::Result<()> {
+/// Sends one payload, from one of the host's addresses where that is given; as a train of datagrams
+/// where a segment's size is.
+fn send_message(
+    socket: &Socket,
+    (from, to): (Option<IpAddr>, &SockaddrStorage),
+    payload: &[u8],
+    segment: Option<u16>,
+) -> io::Result<()> {
     let vector = [IoSlice::new(payload)];
-    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+    let send = |control: &[ControlMessage<'_>]| {
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        let sent = sendmsg(socket.as_raw_fd(), &vector, control, flags, Some(to));
+        sent.map(drop).map_err(io::Error::from)
+    };
+    let segment = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+    let with = |info| match segment {
+        Some(segment) => send(&[info, segment]),
+        None => send(&[info]),
+    };
     match from {
-        IpAddr::V4(from) => {
-            let info = libc::in_pktinfo {
-                ipi_ifindex: 0,
-                ipi_spec_dst: libc::in_addr {
-                    s_addr: u32::from_ne_bytes(from.octets()),
-                },
-                ipi_addr: libc::in_addr { s_addr: 0 },
-            };
-            let info = [ControlMessage::Ipv4PacketInfo(&info)];
-            sendmsg(fd, &vector, &info, flags, Some(to))?;
-        }
-        IpAddr::V6(from) => {
-            let info = libc::in6_pktinfo {
-                ipi6_addr: libc::in6_addr {
-                    s6_addr: from.octets(),
-                },
-                ipi6_ifindex: 0,
-            };
-            let info = [ControlMessage::Ipv6PacketInfo(&info)];
-            sendmsg(fd, &vector, &info, flags, Some(to))?;
-        }
+        None => match segment {
+            Some(segment) => send(&[segment]),
+            None => send(&[]),
+        },
+        Some(IpAddr::V4(from)) => with(ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: libc::in_addr {
+                s_addr: u32::from_ne_bytes(from.octets()),
+            },
+            ipi_addr: libc::in_addr { s_addr: 0 },
+        })),
+        Some(IpAddr::V6(from)) => with(ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
+            ipi6_addr: libc::in6_addr {
+                s6_addr: from.octets(),
+            },
+            ipi6_ifindex: 0,
+        })),
     }
-    Ok(())
 }
 
 impl AsFd for KernelUdp {
@@ -133,19 +161,26 @@ impl UdpSocket for KernelUdp {
         if let Some(marks) = datagram.marks {
             self.told.tell(&self.socket, self.ipv6, marks)?;
         }
+        let to = SockaddrStorage::from(datagram.to);
+        let ends = (datagram.from, &to);
         let socket = &self.socket;
-        let mut pieces = datagrams(datagram.payload, datagram.segment);
-        if let Some(from) = datagram.from {
-            let to = SockaddrStorage::from(datagram.to);
-            return pieces
-                .try_for_each(|piece| past_old_errors(|| send_one(socket, from, &to, piece)));
+        for train in trains(datagram.payload, datagram.segment) {
+            if let Some(segment) = datagram.segment.filter(|it| train.len() > it.get().into())
+                && send_message(socket, ends, train, Some(segment.get())).is_ok()
+            {
+                continue;
+            }
+            // One datagram; or the kernel, the path's MTU or the device is against trains, or an error
+            // of earlier ones was told: each by itself learns what is to be told of it.
+            for piece in datagrams(train, datagram.segment) {
+                past_old_errors(|| send_message(socket, ends, piece, None))?;
+            }
         }
-        let to = datagram.to.into();
-        pieces.try_for_each(|piece| past_old_errors(|| socket.send_to(piece, &to)))
+        Ok(())
     }
 
-    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<Received> {
-        receive(&self.socket, &mut [IoSliceMut::new(bytes)])
+    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {
+        inbox.fill(|batch| batch.receive(self.socket.as_fd()), describe)
     }
 
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
@@ -153,32 +188,12 @@ impl UdpSocket for KernelUdp {
     }
 }
 
-/// Receives one datagram, with what is known of it.
-pub(super) fn receive(socket: &Socket, parts: &mut [IoSliceMut<'_>]) -> io::Result<Received> {
-    let mut control = [0; CONTROL];
-    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
-    let message = recvmsg::<SockaddrStorage>(fd, parts, Some(&mut control), flags)?;
-    let mut received = Received {
-        len: message.bytes,
-        from: sender(message.address).ok_or(io::ErrorKind::InvalidData)?,
-        asked: None,
-        marks: Marks::default(),
-    };
-    for message in message.cmsgs()? {
-        received.asked = asked_address(&message).or(received.asked);
-        take_mark(&mut received.marks, &message);
-    }
-    Ok(received)
-}
-
-fn sender(address: Option<SockaddrStorage>) -> Option<SocketAddr> {
-    let address = address?;
-    let v4 = address
-        .as_sockaddr_in()
-        .map(|a| SocketAddr::from((a.ip(), a.port())));
-    v4.or_else(|| {
-        address
-            .as_sockaddr_in6()
-            .map(|a| SocketAddrV6::new(a.ip(), a.port(), 0, a.scope_id()).into())
-    })
+/// The parts of a payload that one call may send: of several datagrams as many as the kernel takes.
+fn trains(payload: &[u8], segment: Option<NonZeroU16>) -> impl Iterator<Item = &[u8]> {
+    let step = segment.map_or(payload.len(), |segment| {
+        let segment = usize::from(segment.get());
+        (MAX_TRAIN / segment).clamp(1, MAX_SEGMENTS) * segment
+    });
+    let empty = payload.is_empty().then_some(payload);
+    empty.into_iter().chain(payload.chunks(step.max(1)))
 }

@@ -3,20 +3,17 @@
 //! Owns nothing but the socket. The kernel fills in identifier and checksum of requests, and hands
 //! over replies to them alone.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::Socket;
 
-use super::datagram::receive;
+use super::datagram::describe;
 use super::error_queue::{keep_errors, next_error};
 use super::marks::{Told, note_marks};
-use crate::host::{EchoSocket, QueuedError, ReceivedEcho};
+use crate::host::{EchoSocket, Inbox, QueuedError};
 use crate::net::Marks;
-
-/// Bytes of an ICMP echo header.
-const HEADER: usize = 8;
 
 /// An ICMP echo socket of the kernel.
 #[derive(Debug)]
@@ -55,17 +52,8 @@ impl EchoSocket for KernelEcho {
         super::datagram::past_old_errors(|| self.socket.send_to_vectored(&parts, &to))
     }
 
-    fn recv(&mut self, data: &mut [u8]) -> io::Result<ReceivedEcho> {
-        let mut header = [0; HEADER];
-        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(data)];
-        let received = receive(&self.socket, &mut parts)?;
-        let len = received.len.checked_sub(HEADER);
-        Ok(ReceivedEcho {
-            len: len.ok_or(io::ErrorKind::InvalidData)?,
-            from: received.from.ip(),
-            seq: u16::from_be_bytes([header[6], header[7]]),
-            marks: received.marks,
-        })
+    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {
+        inbox.fill(|batch| batch.receive(self.socket.as_fd()), describe)
     }
 
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {

@@ -7,9 +7,10 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use nix::sys::socket::{ControlMessageOwned, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::net::Marks;
+use crate::sys::datagrams::ControlMessage;
 use crate::sys::socket::{PathMtu, set_path_mtu};
 
 /// What a socket was told to put on what it sends.
@@ -86,17 +87,19 @@ pub(super) fn note_marks<F: AsFd>(socket: &F, ipv6: bool) -> io::Result<()> {
 }
 
 /// Takes what a control message says about a datagram's looks.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "of nix's forty kinds of message four are about this"
-)]
-pub(super) fn take_mark(marks: &mut Marks, message: &ControlMessageOwned) {
-    let byte = |value: i32| u8::try_from(value).unwrap_or_default();
-    match message {
-        ControlMessageOwned::Ipv4Tos(tos) => marks.tos = *tos,
-        ControlMessageOwned::Ipv6TClass(tos) => marks.tos = byte(*tos),
-        ControlMessageOwned::Ipv4Ttl(limit) | ControlMessageOwned::Ipv6HopLimit(limit) => {
-            marks.hop_limit = byte(*limit);
+pub(super) fn take_mark(marks: &mut Marks, message: ControlMessage<'_>) {
+    // The type of service of IPv4 is a byte; the other three are an `int`.
+    let value = match *message.data {
+        [byte] => byte,
+        [a, b, c, d] => u8::try_from(i32::from_ne_bytes([a, b, c, d])).unwrap_or_default(),
+        _ => return,
+    };
+    match (message.level, message.kind) {
+        (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+            marks.tos = value;
+        }
+        (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+            marks.hop_limit = value;
         }
         _ => {}
     }

@@ -13,8 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::{
-    DatagramRole, EchoSocket, Host, Outgoing, QueuedError, Received, ReceivedEcho, TcpSocket,
-    Token, UdpSocket, datagrams,
+    DatagramRole, EchoSocket, Host, Inbox, Outgoing, QueuedError, Received, TcpSocket, Token,
+    UdpSocket, datagrams,
 };
 use crate::net::Marks;
 use network::{Connection, DatagramState, ListenerState, State};
@@ -327,10 +327,13 @@ impl SimulatedDatagram {
 impl UdpSocket for SimulatedDatagram {
     fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
-        if let Some(limit) = state.largest_datagram
-            && datagram.payload.len() > limit
-        {
+        state.datagram_calls += 1;
+        let limit = state.largest_datagram.unwrap_or(usize::MAX);
+        if datagrams(datagram.payload, datagram.segment).any(|payload| payload.len() > limit) {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        if let Some(errno) = state.fail_datagrams {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         let sent = datagrams(datagram.payload, datagram.segment).map(|payload| Sent {
             socket: SocketId(self.id),
@@ -342,21 +345,24 @@ impl UdpSocket for SimulatedDatagram {
         Ok(())
     }
 
-    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<Received> {
+    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {
         self.failed()?;
         let mut state = self.state.borrow_mut();
-        let (from, payload, marks) = state.datagrams[self.id]
-            .incoming
-            .pop_front()
-            .ok_or(io::ErrorKind::WouldBlock)?;
-        let len = payload.len().min(bytes.len());
-        bytes[..len].copy_from_slice(&payload[..len]);
-        Ok(Received {
-            len,
-            from,
-            asked: None,
-            marks,
-        })
+        inbox.clear();
+        while !inbox.is_full()
+            && let Some((from, payload, marks)) = state.datagrams[self.id].incoming.pop_front()
+        {
+            let received = Received {
+                from,
+                asked: None,
+                marks,
+            };
+            inbox.add(received, &payload);
+        }
+        if inbox.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
     }
 
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
@@ -378,21 +384,27 @@ impl EchoSocket for SimulatedDatagram {
         Ok(())
     }
 
-    fn recv(&mut self, data: &mut [u8]) -> io::Result<ReceivedEcho> {
+    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {
         self.failed()?;
         let mut state = self.state.borrow_mut();
-        let (from, seq, bytes) = state.datagrams[self.id]
-            .echoes
-            .pop_front()
-            .ok_or(io::ErrorKind::WouldBlock)?;
-        let len = bytes.len().min(data.len());
-        data[..len].copy_from_slice(&bytes[..len]);
-        Ok(ReceivedEcho {
-            len,
-            from,
-            seq,
-            marks: Marks::default(),
-        })
+        inbox.clear();
+        while !inbox.is_full()
+            && let Some((from, seq, bytes)) = state.datagrams[self.id].echoes.pop_front()
+        {
+            let received = Received {
+                from: SocketAddr::new(from, 0),
+                asked: None,
+                marks: Marks::default(),
+            };
+            let [high, low] = seq.to_be_bytes();
+            let mut message = vec![0, 0, 0, 0, 0, 0, high, low];
+            message.extend(bytes);
+            inbox.add(received, &message);
+        }
+        if inbox.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
     }
 
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {

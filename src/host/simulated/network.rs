@@ -128,6 +128,8 @@ pub(super) struct State {
     pub(super) connect_errors: HashMap<SocketAddr, QueuedError>,
     pub(super) without_ipv6: bool,
     pub(super) largest_datagram: Option<usize>,
+    pub(super) fail_datagrams: Option<i32>,
+    pub(super) datagram_calls: usize,
 }
 
 impl State {
@@ -214,6 +216,17 @@ impl Network {
     /// Makes longer datagrams fail with `EMSGSIZE`.
     pub fn limit_datagrams(&self, bytes: Option<usize>) {
         self.state.borrow_mut().largest_datagram = bytes;
+    }
+
+    /// Makes every datagram fail.
+    pub fn fail_datagrams(&self, errno: Option<i32>) {
+        self.state.borrow_mut().fail_datagrams = errno;
+    }
+
+    /// The calls by which datagrams were sent until now.
+    #[must_use]
+    pub fn datagram_calls(&self) -> usize {
+        self.state.borrow().datagram_calls
     }
 
     /// The type of service that connection `id` has.

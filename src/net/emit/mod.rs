@@ -5,17 +5,20 @@
 //! are written by smoltcp, see `flow/tcp_engine.rs`; [`icmp`] writes echo replies and errors.
 
 pub mod icmp;
+pub mod udp;
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::Wire;
 use super::checksum::Sum;
 use super::parse::Arp;
-use super::{IPV4_HEADER, IPV6_HEADER, Marks, PROTOCOL_TCP, PROTOCOL_UDP, TCP_HEADER, UDP_HEADER};
+use super::{IPV4_HEADER, IPV6_HEADER, Marks, PROTOCOL_TCP, TCP_HEADER};
 use crate::buf::{ETHERNET_HEADER, Offload, TxBatch};
 
 pub(super) use icmp::fill_icmpv6_checksum;
 pub use icmp::{EchoReply, IcmpError, echo_reply, icmp_error, quoted_echo, quoted_syn, quoted_udp};
+use udp::udp_header;
+pub use udp::{Datagram, MAX_TRAIN, fits, udp, udp_train};
 
 /// Bytes of an Ethernet ARP packet.
 const ARP_LEN: usize = 28;
@@ -280,46 +283,6 @@ pub fn arp_reply(tx: &mut TxBatch, wire: Wire, request: Arp) -> bool {
     .is_some()
 }
 
-fn udp_header(ends: Ends, payload: &[u8]) -> Option<[u8; UDP_HEADER]> {
-    let length = u16::try_from(UDP_HEADER + payload.len()).ok()?;
-    let mut header = [0; UDP_HEADER];
-    header[..2].copy_from_slice(&ends.src.port().to_be_bytes());
-    header[2..4].copy_from_slice(&ends.dst.port().to_be_bytes());
-    header[4..6].copy_from_slice(&length.to_be_bytes());
-    let sum = Sum::pseudo_header(ends.src.ip(), ends.dst.ip(), PROTOCOL_UDP, length);
-    let checksum = match sum.bytes(&header).bytes(payload).finish() {
-        // A sum of zero is sent as its other representation: zero means "no checksum".
-        0 => 0xffff_u16,
-        checksum => checksum,
-    };
-    header[6..].copy_from_slice(&checksum.to_be_bytes());
-    Some(header)
-}
-
-/// A UDP datagram to be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Datagram<'a> {
-    /// Both ends.
-    pub ends: Ends,
-    /// Identification, should it be fragmented.
-    pub id: DatagramId,
-    /// Hop limit and type of service.
-    pub marks: Marks,
-    /// Payload.
-    pub payload: &'a [u8],
-}
-
-/// Sends a UDP datagram, in fragments where it is above `mtu`. False when it does not fit the
-/// batch (a part of its fragments may have been sent) or the addresses are of two families.
-pub fn udp(tx: &mut TxBatch, wire: Wire, mtu: u16, datagram: Datagram<'_>) -> bool {
-    let Datagram { ends, payload, .. } = datagram;
-    let Some(udp) = udp_header(ends, payload) else {
-        return false;
-    };
-    let header = Header::whole(ends.src.ip(), ends.dst.ip(), PROTOCOL_UDP).marked(datagram.marks);
-    push_parts(tx, (wire, mtu), header, datagram.id, [&udp, payload])
-}
-
 /// Copies `target.len()` bytes of the concatenation of `parts` from `offset` on.
 fn copy_range(target: &mut [u8], parts: [&[u8]; 2], offset: usize) {
     let [first, second] = parts;
@@ -381,6 +344,7 @@ mod tests {
     use super::super::{DropReason, Mac};
     use super::*;
     use crate::buf::{LinkId, RxMeta};
+    use crate::net::{PROTOCOL_UDP, UDP_HEADER};
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 

@@ -1,0 +1,294 @@
+//! Datagrams that travel together: several that look alike leave as one, both ways.
+//!
+//! Comes in: a guest's datagrams one by one, and what a socket of the host's received, in the
+//! [`Inbox`](crate::host::Inbox). Goes out: trains for the host's sockets (udp(7), `UDP_SEGMENT`) and
+//! for the link. A datagram waits for others no longer than until the batch that it came in is over.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+
+use crate::flow::udp::PublishedPeer;
+use crate::flow::{Flow, Turn};
+use crate::host::{Host, Inbox, Outgoing, QueuedError, Received, Token, UdpSocket};
+use crate::net::emit::{self, Datagram, DatagramId, Ends};
+use crate::net::{DropReason, Marks, Wire};
+
+use super::counters::Disposition;
+use super::guest::Original;
+use super::udp::{Unsent, is_too_big};
+use super::{Stack, publish};
+
+/// Bytes of payload up to which a datagram waits for others: above that, a train would be over most
+/// paths' MTU, and little is saved.
+const MAX_WAITING: usize = 9_000;
+
+/// Datagrams of one train at most (linux/udp.h, `UDP_MAX_SEGMENTS`, as it first was).
+const MAX_DATAGRAMS: usize = 64;
+
+/// Bytes of a packet that are kept for an error to quote: as much as one over IPv6 does (RFC 4443 2.4 c).
+const QUOTED: usize = 1_232;
+
+/// The socket that a guest's datagram leaves by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// That of the guest's own port.
+    Flow(Token),
+    /// That of a published port, as an answer to this client.
+    Published(PublishedPeer),
+}
+
+/// What the datagrams of a train have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Departure {
+    /// The socket.
+    pub(super) exit: Exit,
+    /// Where they go on the host's network.
+    pub(super) to: SocketAddr,
+    /// How they are to look there.
+    pub(super) marks: Marks,
+    /// The way that they came.
+    pub(super) wire: Wire,
+    /// The guest's endpoint.
+    pub(super) guest: SocketAddr,
+    /// Where the guest sent them to.
+    pub(super) asked: IpAddr,
+}
+
+/// A datagram of a guest's, or a train that it made itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FromGuest<'a> {
+    /// Its packet, for an error to quote.
+    pub(super) packet: &'a [u8],
+    /// Its payload.
+    pub(super) payload: &'a [u8],
+    /// Bytes of each datagram, where it is a train.
+    pub(super) segment: Option<NonZeroU16>,
+}
+
+/// Datagrams of a guest that wait to leave together.
+#[derive(Default)]
+pub(super) struct Train {
+    departure: Option<Departure>,
+    payload: Vec<u8>,
+    count: usize,
+    /// Payload of each but the last.
+    size: u16,
+    /// The first one's packet, as far as an error would quote it.
+    packet: Vec<u8>,
+}
+
+impl Train {
+    /// A datagram with a payload of that length may go with those that are there.
+    fn takes(&self, departure: &Departure, len: usize) -> bool {
+        let size = usize::from(self.size);
+        self.departure.as_ref() == Some(departure)
+            && (1..=size).contains(&len)
+            // A shorter one is the last.
+            && self.payload.len() == self.count * size
+            && self.count < MAX_DATAGRAMS
+            && self.payload.len() + len <= emit::MAX_TRAIN
+    }
+
+    fn add(&mut self, payload: &[u8]) {
+        self.payload.extend(payload);
+        self.count += 1;
+    }
+
+    fn begin(&mut self, departure: Departure, size: u16, packet: &[u8]) {
+        self.departure = Some(departure);
+        self.size = size;
+        self.count = 0;
+        self.payload.clear();
+        self.packet.clear();
+        self.packet.extend(&packet[..packet.len().min(QUOTED)]);
+    }
+}
+
+impl<H: Host> Stack<H> {
+    /// Sends a guest's datagram: with others, soon, or at once.
+    pub(super) fn depart(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        departure: Departure,
+        datagram: FromGuest<'_>,
+    ) -> Result<(), Unsent> {
+        let len = datagram.payload.len();
+        if datagram.segment.is_none() && self.train.takes(&departure, len) {
+            self.train.add(datagram.payload);
+            return Ok(());
+        }
+        self.send_train(turn);
+        match u16::try_from(len) {
+            Ok(size) if datagram.segment.is_none() && len <= MAX_WAITING => {
+                self.train.begin(departure, size, datagram.packet);
+                self.train.add(datagram.payload);
+                Ok(())
+            }
+            Ok(_) | Err(_) => self.send(turn, &departure, datagram.payload, datagram.segment),
+        }
+    }
+
+    /// Sends the datagrams that wait. The guest is told where a router would.
+    pub(super) fn send_train(&mut self, turn: &mut Turn<'_, H>) {
+        let Some(departure) = self.train.departure.take() else {
+            return;
+        };
+        let train = std::mem::take(&mut self.train);
+        let segment = NonZeroU16::new(train.size).filter(|_| train.count > 1);
+        let sent = self.send(turn, &departure, &train.payload, segment);
+        let disposition = match sent {
+            Ok(()) => Disposition::Forwarded,
+            Err(Unsent::Said(error)) => {
+                let original = Original {
+                    wire: departure.wire,
+                    src: departure.guest.ip(),
+                    dst: departure.asked,
+                    packet: &train.packet,
+                };
+                self.tell_of(turn, original, error)
+            }
+            Err(Unsent::Silent) => Disposition::Dropped(DropReason::HostBusy),
+        };
+        if let Disposition::Dropped(reason) = disposition {
+            self.counters.add_drops(reason, train.count as u64);
+        }
+        self.train = train;
+    }
+
+    fn send(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        departure: &Departure,
+        payload: &[u8],
+        segment: Option<NonZeroU16>,
+    ) -> Result<(), Unsent> {
+        let from = match departure.exit {
+            Exit::Flow(_) => None,
+            Exit::Published(peer) => peer.asked,
+        };
+        let outgoing = Outgoing {
+            to: departure.to,
+            from,
+            payload,
+            segment,
+            marks: Some(departure.marks),
+        };
+        let sent = match self.exit(departure.exit) {
+            Some(socket) => socket.send(&outgoing),
+            None => return Ok(()),
+        };
+        match sent {
+            Err(error) if is_too_big(&error) => Err(self.too_long(
+                turn,
+                |stack| stack.queued_error(departure.exit),
+                |stack, turn, queued| match departure.exit {
+                    Exit::Flow(token) => stack.report_udp(turn, token, queued),
+                    Exit::Published(_) => stack.report_answer(turn, departure.guest, queued),
+                },
+            )),
+            sent => sent.map_err(Into::into),
+        }
+    }
+
+    fn exit(&mut self, exit: Exit) -> Option<&mut H::Udp> {
+        match exit {
+            Exit::Flow(token) => match self.table.get_mut(token) {
+                Some(Flow::Udp(flow)) => Some(&mut flow.socket),
+                _ => None,
+            },
+            Exit::Published(peer) => self.published.udp(peer.published),
+        }
+    }
+
+    fn queued_error(&mut self, exit: Exit) -> Option<QueuedError> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let queued = self
+            .exit(exit)
+            .and_then(|socket| socket.queued_error(&mut scratch));
+        self.scratch = scratch;
+        queued
+    }
+
+    /// Hands on what is in the inbox; false where the batch is full before that is done. To be called
+    /// before the inbox is filled anew.
+    pub(super) fn deliver_inbox(&mut self, turn: &mut Turn<'_, H>) -> bool {
+        let owner = self.inbox_owner;
+        while let Some(first) = self.inbox.first() {
+            if !turn.tx.has_room() {
+                return false;
+            }
+            let passed = match (publish::listener_of(owner), self.table.get(owner)) {
+                (Some(id), _) => self.deliver_to_published(turn, id, first),
+                (None, Some(Flow::Udp(_))) => self.deliver_udp(turn, owner, first),
+                (None, Some(Flow::Echo(_))) => self.deliver_echo(turn, owner, first),
+                // A query takes its answer at once. Who is gone has nothing to receive.
+                (None, Some(Flow::Query(_) | Flow::Tcp(_) | Flow::Peer(_)) | None) => usize::MAX,
+            };
+            self.inbox.pass(passed);
+        }
+        true
+    }
+
+    /// Sends the first datagram of the inbox to the guest, with those behind it that may go along; gives
+    /// their number.
+    pub(super) fn send_inside(
+        &self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        ends: Ends,
+        (id, marks): (DatagramId, Marks),
+    ) -> usize {
+        let mtu = self.config.mtu;
+        let count = if self.link.capabilities.uso {
+            train_length(&self.inbox, ends, mtu)
+        } else {
+            1
+        };
+        let mut payloads = self.inbox.datagrams().map(|(_, payload)| payload);
+        let payload = payloads.next().unwrap_or_default();
+        let datagram = Datagram {
+            ends,
+            id,
+            marks,
+            payload,
+        };
+        let size = u16::try_from(payload.len()).ok().and_then(NonZeroU16::new);
+        let sent = match size.filter(|_| count > 1) {
+            Some(size) => {
+                let payloads = self.inbox.datagrams().map(|(_, payload)| payload);
+                emit::udp_train(turn.tx, wire, datagram, size, payloads.take(count))
+            }
+            None => emit::udp(turn.tx, wire, mtu, datagram),
+        };
+        if !sent {
+            tracing::trace!(src = %ends.src, count, "datagrams lost: transmit batch full");
+        }
+        count
+    }
+}
+
+/// How many datagrams of the inbox, from the first, may travel as one: from one sender, alike, of one size
+/// but for the last.
+fn train_length(inbox: &Inbox, ends: Ends, mtu: u16) -> usize {
+    let mut datagrams = inbox.datagrams();
+    let Some((first, payload)) = datagrams.next() else {
+        return 0;
+    };
+    let size = payload.len();
+    if size == 0 || !emit::fits(ends, mtu, size) {
+        return 1;
+    }
+    let (mut count, mut total, mut open) = (1, size, true);
+    let goes = |(received, payload): (Received, &[u8])| {
+        let len = payload.len();
+        let goes = open
+            && received == first
+            && (1..=size).contains(&len)
+            && total + len <= emit::MAX_TRAIN;
+        total += len;
+        open = len == size;
+        goes
+    };
+    count += datagrams.map(goes).take_while(|goes| *goes).count();
+    count.min(MAX_DATAGRAMS)
+}
