@@ -7,8 +7,13 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+
+/// For how long the loop looks for more before it sleeps, microseconds: about twice what waking a
+/// processor costs in a virtual machine.
+pub const DEFAULT_BUSY_POLL: u64 = 100;
 
 /// Smallest MTU that IPv4 hosts must take (RFC 791).
 pub const MIN_MTU: u16 = 576;
@@ -346,6 +351,8 @@ pub struct Config {
     pub publish: Vec<Publish>,
     /// Limit on flows of all kinds together.
     pub max_flows: u32,
+    /// For how long at most the loop looks for more before it sleeps.
+    pub busy_poll: Duration,
     /// Ask the kernel for tap offloads; without, checksums and segmentation are done here.
     pub offload: bool,
     /// Search list told to DHCP clients and in router advertisements.
@@ -367,6 +374,7 @@ impl Default for Config {
             outbound6: None,
             publish: Vec::new(),
             max_flows: DEFAULT_MAX_FLOWS,
+            busy_poll: Duration::from_micros(DEFAULT_BUSY_POLL),
             offload: true,
             search: Vec::new(),
             udp_filtering: UdpFiltering::default(),

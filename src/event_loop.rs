@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::buf::{RxBatch, TxBatch};
+use crate::busy_poll::BusyPoll;
 use crate::control::Command;
 use crate::host::kernel::KernelHost;
-use crate::link::Link;
+use crate::link::{Link, Look};
 use crate::stack::{self, Stack, Turn};
 
 /// Frames taken from the link in one turn.
@@ -46,6 +47,14 @@ enum Next {
     Wait(Option<stack::Instant>),
 }
 
+/// What came of a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Turned {
+    next: Next,
+    /// A frame or an event had come.
+    moved: bool,
+}
+
 /// What a turn could not do without.
 #[derive(Debug)]
 enum Failed {
@@ -63,16 +72,19 @@ pub struct EventLoop<L> {
     rx: RxBatch,
     tx: TxBatch,
     events: Vec<crate::host::Event>,
+    busy_poll: BusyPoll,
 }
 
 impl<L: Link> EventLoop<L> {
-    /// A loop over these; commands come by `commands`.
+    /// A loop over these; commands come by `commands`. For no longer than `busy_poll` it looks for more
+    /// before it sleeps.
     #[must_use]
     pub fn new(
         link: L,
         host: KernelHost,
         stack: Stack<KernelHost>,
         commands: mpsc::Receiver<Command>,
+        busy_poll: Duration,
     ) -> Self {
         Self {
             link,
@@ -83,6 +95,7 @@ impl<L: Link> EventLoop<L> {
             rx: RxBatch::new(RX_FRAMES, RX_BYTES),
             tx: TxBatch::new(TX_FRAMES, TX_BYTES),
             events: Vec::with_capacity(256),
+            busy_poll: BusyPoll::new(busy_poll),
         }
     }
 
@@ -92,9 +105,9 @@ impl<L: Link> EventLoop<L> {
     /// # Errors
     /// When the poller fails.
     pub fn begin(&mut self) -> io::Result<()> {
-        match self.turn() {
+        match self.turn(Look::WhenTold) {
             // A link that is gone already `run` will find so.
-            Ok(Next::Again | Next::Wait(_)) | Err(Failed::Link(_)) => Ok(()),
+            Ok(_) | Err(Failed::Link(_)) => Ok(()),
             Err(Failed::Poller(error)) => Err(error),
         }
     }
@@ -108,7 +121,11 @@ impl<L: Link> EventLoop<L> {
         tokio::pin!(sleep);
         let mut busy = 0;
         loop {
-            match self.turn() {
+            let next = self
+                .turn(Look::WhenTold)
+                .and_then(|turned| self.look(turned.next));
+            let pauses = matches!(next, Ok(Next::Wait(_)));
+            match next {
                 Ok(Next::Again) if busy < BUSY_TURNS => {
                     busy += 1;
                     continue;
@@ -126,6 +143,7 @@ impl<L: Link> EventLoop<L> {
                 Err(Failed::Poller(error)) => return Err(error),
             }
             busy = 0;
+            let asleep = Instant::now();
             tokio::select! {
                 biased;
                 command = self.commands.recv() => if self.obey(command) { return Ok(Ended::Stopped) },
@@ -133,20 +151,44 @@ impl<L: Link> EventLoop<L> {
                 ready = self.host.readable() => ready?,
                 () = &mut sleep => {}
             }
+            if pauses {
+                self.busy_poll.slept(asleep.elapsed());
+            }
         }
+    }
+
+    /// Looks for more for a while, if there is nothing to do; what comes is done at once.
+    fn look(&mut self, mut next: Next) -> Result<Next, Failed> {
+        let since = Instant::now();
+        while let Next::Wait(_) = next
+            && since.elapsed() < self.busy_poll.window()
+        {
+            // Who waits for this processor may be the one that is waited for.
+            std::thread::yield_now();
+            let turned = self.turn(Look::Anyway)?;
+            if turned.moved {
+                return Ok(Next::Again);
+            }
+            next = turned.next;
+        }
+        Ok(next)
     }
 
     /// One turn.
     ///
     /// # Errors
     /// When the link or the poller is gone.
-    fn turn(&mut self) -> Result<Next, Failed> {
+    fn turn(&mut self, look: Look) -> Result<Turned, Failed> {
         self.rx.clear();
-        let more_frames = self.link.receive(&mut self.rx).map_err(Failed::Link)?;
+        let more_frames = self
+            .link
+            .receive(&mut self.rx, look)
+            .map_err(Failed::Link)?;
         let more_events = self
             .host
-            .poll_events(&mut self.events)
+            .poll_events(&mut self.events, look)
             .map_err(Failed::Poller)?;
+        let moved = !self.rx.is_empty() || !self.events.is_empty();
         let mut turn = Turn {
             now: now(self.epoch),
             host: &mut self.host,
@@ -162,11 +204,12 @@ impl<L: Link> EventLoop<L> {
         let more_flows = self.stack.poll_transmit(&mut turn);
         self.link.transmit(&mut self.tx).map_err(Failed::Link)?;
         let again = more_frames || more_events || more_flows;
-        Ok(if again {
+        let next = if again {
             Next::Again
         } else {
             Next::Wait(self.stack.poll_timeout())
-        })
+        };
+        Ok(Turned { next, moved })
     }
 
     /// The runtime's time for a time of the stack.

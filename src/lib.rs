@@ -13,6 +13,7 @@
 //! - [`sys`] has the only unsafe code.
 
 pub mod buf;
+pub mod busy_poll;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -147,7 +147,13 @@ fn event_loop<L: Link>(
             )
         })?;
     }
-    Ok(EventLoop::new(link, host, stack, commands))
+    Ok(EventLoop::new(
+        link,
+        host,
+        stack,
+        commands,
+        config.busy_poll,
+    ))
 }
 
 fn outbound_step(option: &str, config: &Config) -> String {

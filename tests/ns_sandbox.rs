@@ -241,6 +241,11 @@ fn do_everything(net: &Net, api: &Api) {
         nobody.recv(&mut buffer).unwrap_err().kind(),
         ErrorKind::ConnectionRefused
     );
+    // A connection past the host's loopback is waited for.
+    let distant = serve::tcp_echo(net.world.listen(at(WORLD_A, 0)).unwrap());
+    let mut stream = net.guest.connect(distant.addr).unwrap();
+    stream.write_all(b"ping").unwrap();
+    stream.read_exact(&mut [0; 4]).unwrap();
     let outside = WORLD_A.to_string();
     net.guest.run("ping", &["-c1", "-W5", &outside]).output();
     for how in ["+notcp", "+tcp"] {

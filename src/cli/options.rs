@@ -5,13 +5,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::Ipv6Net;
 
 use super::publish::{self, Spec};
 use crate::config::{
-    AddressPlan, Config, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MIN_MTU, Outbound, UdpFiltering,
+    AddressPlan, Config, DEFAULT_BUSY_POLL, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MIN_MTU,
+    Outbound, UdpFiltering,
 };
 use crate::net::Mac;
 use crate::setup::sandbox::Switch;
@@ -105,6 +107,10 @@ pub struct Options {
     /// Limit on connections and associations together
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub max_flows: u32,
+    /// Look for packets for up to so many microseconds before going to sleep, while they come closer
+    /// together than that: answers are quicker, and cost processor time; 0 never does
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_BUSY_POLL, value_parser = clap::value_parser!(u64).range(0..=1_000))]
+    pub busy_poll: u64,
     /// Leave checksums and segmentation to the kernel where it can
     #[arg(long, value_enum, default_value_t, value_name = "on|off")]
     pub offload: OnOff,
@@ -144,6 +150,7 @@ impl Options {
                 .flat_map(|spec| spec.rules(&plan))
                 .collect(),
             max_flows: self.max_flows,
+            busy_poll: Duration::from_micros(self.busy_poll),
             offload: self.offload == OnOff::On,
             search: Vec::new(),
             udp_filtering: self.udp_filtering.into(),

@@ -185,6 +185,10 @@ impl<S: TcpSocket> NamedStream<S> {
 }
 
 impl<S: TcpSocket> TcpSocket for NamedStream<S> {
+    fn is_connected_already(&self) -> bool {
+        self.inner.is_connected_already()
+    }
+
     fn connect_outcome(&mut self) -> io::Result<()> {
         self.inner.connect_outcome()
     }
@@ -275,6 +279,10 @@ macro_rules! either {
 }
 
 impl<S: TcpSocket> TcpSocket for Stream<S> {
+    fn is_connected_already(&self) -> bool {
+        either!(self, inner => inner.is_connected_already())
+    }
+
     fn connect_outcome(&mut self) -> io::Result<()> {
         either!(self, inner => inner.connect_outcome())
     }

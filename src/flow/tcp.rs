@@ -129,6 +129,15 @@ impl<S: TcpSocket> TcpFlow<S> {
         }
     }
 
+    /// The host had connected before the call that began it returned.
+    #[must_use]
+    pub fn is_connected_already(&self) -> bool {
+        match &self.state {
+            Phase::Connecting { socket, .. } => socket.is_connected_already(),
+            Phase::Open(_) | Phase::TimeWait(_) | Phase::Gone => false,
+        }
+    }
+
     /// The guest's SYN, while it waits.
     #[must_use]
     pub const fn waiting_syn(&self) -> Option<Syn> {
@@ -155,7 +164,9 @@ impl<S: TcpSocket> TcpFlow<S> {
         let Phase::Connecting { socket, syn } = &mut self.state else {
             return Connected::Pending;
         };
-        if let Err(error) = socket.connect_outcome() {
+        if !socket.is_connected_already()
+            && let Err(error) = socket.connect_outcome()
+        {
             return Connected::Failed(error);
         }
         let syn = *syn;

@@ -42,6 +42,11 @@ const KEEPALIVE: Duration = Duration::from_secs(7200);
 /// A guest that answers nothing for this time is gone.
 const SILENCE: Duration = Duration::from_secs(7200 + 600);
 
+/// How long the acknowledgement of a short segment may wait for an answer to go with: a request is
+/// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
+/// than this (RFC 9293 3.8.6.3 allows 500 ms).
+const ACK_DELAY: Duration = Duration::from_millis(1);
+
 /// Engines kept ready, so that a short connection costs no allocation.
 const WARM: usize = 64;
 
@@ -226,6 +231,10 @@ impl Engine {
     /// Takes one segment of this connection from the guest; `packet` is its whole IP packet.
     pub fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
         let header = packet.len() - segment.payload_len - segment.header_len;
+        // What fills a segment is part of more, whose sender is waiting for room.
+        let short = segment.payload_len < usize::from(self.mss) && !segment.has(tcp_flags::FIN);
+        let delay = if short { ACK_DELAY } else { Duration::ZERO };
+        self.socket().set_ack_delay(Some(delay));
         if segment.has(tcp_flags::SYN) && self.socket().state() == State::SynSent {
             return self.syn_ack(now, tx, packet, header..header + segment.header_len);
         }

@@ -199,6 +199,11 @@ pub trait Host {
 
 /// A TCP connection of the host.
 pub trait TcpSocket {
+    /// The connection was there when the call that began it returned: no event need be waited for.
+    fn is_connected_already(&self) -> bool {
+        false
+    }
+
     /// How the connect ended; call it once the socket became writable.
     ///
     /// # Errors

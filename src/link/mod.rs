@@ -13,6 +13,8 @@ use std::io;
 
 use crate::buf::{RxBatch, TxBatch};
 
+pub use crate::sys::readiness::Look;
+
 /// A source and sink of frames.
 pub trait Link {
     /// Waits until there may be frames to receive.
@@ -22,7 +24,7 @@ pub trait Link {
     ///
     /// # Errors
     /// When the link is gone for good.
-    fn receive(&mut self, batch: &mut RxBatch) -> io::Result<bool>;
+    fn receive(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool>;
 
     /// Sends all frames of the batch, and clears it. A frame that the link does not take is lost,
     /// as on any wire.

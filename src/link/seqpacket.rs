@@ -11,10 +11,10 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::Link;
+use super::{Link, Look};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch};
 use crate::sys::fd;
-use crate::sys::readiness::watch;
+use crate::sys::readiness::{try_read, watch};
 
 /// A socket that listens, then is connected.
 #[derive(Debug)]
@@ -72,14 +72,12 @@ impl Link for SeqpacketLink {
             .map(|mut guard| guard.retain_ready())
     }
 
-    fn receive(&mut self, batch: &mut RxBatch) -> io::Result<bool> {
+    fn receive(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool> {
         if !self.try_accept()? {
             return Ok(false);
         }
         while let Some(spare) = batch.spare() {
-            let read = self
-                .socket
-                .try_io(Interest::READABLE, |mut socket| socket.read(spare));
+            let read = try_read(&mut self.socket, look, |socket| socket.read(spare));
             match read {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(len) => batch.push(0..len, RxMeta::plain(self.id)),

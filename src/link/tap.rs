@@ -8,13 +8,12 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Link, vnet};
+use super::{Link, Look, vnet};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch, TxCapabilities};
 use crate::net::Mac;
-use crate::sys::readiness::watch;
+use crate::sys::readiness::{try_read, watch};
 use crate::sys::tap::{self, offload};
 
 /// Offloads granted by the kernel, and whether there is a vnet header to use them by.
@@ -147,10 +146,10 @@ impl Link for TapLink {
             .map(|mut guard| guard.retain_ready())
     }
 
-    fn receive(&mut self, batch: &mut RxBatch) -> io::Result<bool> {
+    fn receive(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool> {
         while let Some(spare) = batch.spare() {
             let (id, granted) = (self.id, self.granted);
-            let read = self.device.try_io(Interest::READABLE, |device| {
+            let read = try_read(&mut self.device, look, |device| {
                 read_frame(device, spare, id, granted)
             });
             match read {

@@ -198,6 +198,11 @@ pub const CALLS: &[Call] = &[
         "the standard library tidies up at the end",
     ),
     any("futex", libc::SYS_futex, "locks of the runtime and the log"),
+    any(
+        "sched_yield",
+        libc::SYS_sched_yield,
+        "others have the processor while the loop looks for more",
+    ),
     any("wait4", libc::SYS_wait4, "the broker ends first"),
     any("exit_group", libc::SYS_exit_group, "the end"),
 ];

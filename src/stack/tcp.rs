@@ -213,7 +213,12 @@ impl<H: Host> Stack<H> {
             0
         };
         let deadline = connect_deadline::<H>(turn.now, tried + 1 < others);
+        let connected = flow.is_connected_already();
         self.admit(token, key, Flow::Tcp(flow), deadline);
+        if connected {
+            self.tcp_connect_ended(turn, token);
+            self.make_ready(token);
+        }
         Disposition::Forwarded
     }
 

@@ -40,6 +40,30 @@ pub fn watch<T: Steady>(value: T) -> io::Result<AsyncFd<T>> {
     unsafe { AsyncFd::register_with_interest(value, Interest::READABLE) }.map_err(io::Error::from)
 }
 
+/// Whether to believe that nothing is there as long as nothing was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Only where the runtime has told of something: no call is made for nothing.
+    WhenTold,
+    /// Anyway: the runtime was not asked lately.
+    Anyway,
+}
+
+/// Tries to read from a watched value.
+///
+/// # Errors
+/// `WouldBlock` where nothing is there or was told; else what `read` reports.
+pub fn try_read<T: AsRawFd, R>(
+    watched: &mut AsyncFd<T>,
+    look: Look,
+    mut read: impl FnMut(&mut T) -> io::Result<R>,
+) -> io::Result<R> {
+    match look {
+        Look::WhenTold => watched.try_io_mut(Interest::READABLE, read),
+        Look::Anyway => read(watched.get_mut()),
+    }
+}
+
 /// A private set of descriptors that are watched edge-triggered for input and output.
 #[derive(Debug)]
 pub struct EventSet(Epoll);

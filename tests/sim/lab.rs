@@ -30,6 +30,10 @@ pub(crate) fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+pub(crate) fn micros(micros: u64) -> Duration {
+    Duration::from_micros(micros)
+}
+
 pub(crate) fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }

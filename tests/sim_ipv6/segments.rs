@@ -11,7 +11,7 @@ use tapgate::host::simulated::{ConnectAnswer, Network, SimulatedHost, SocketId};
 use tapgate::net::{Instant, Mac};
 use tapgate::stack::{LinkInfo, Stack};
 
-use crate::lab::{FIRST, Lab, addr, filled, millis};
+use crate::lab::{FIRST, Lab, addr, filled, micros, millis};
 use crate::packets::v6::{DESTINATION, Extension, HOP_BY_HOP, Ipv6, PADDING, ROUTING};
 use crate::packets::{GUEST_MAC, Ip, Segment, TCP, checksum, read::Received};
 use crate::sim::{GUEST, GUEST6};
@@ -19,6 +19,7 @@ use crate::{MTUS, OUTSIDE6, fits};
 
 pub(crate) const SYN: u8 = 2;
 pub(crate) const ACK: u8 = 0x10;
+const FIN: u8 = 1;
 
 /// What a test needs of a segment to the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,6 +181,58 @@ fn timestamps_take_their_room_from_the_segments() {
     assert!(fits(&lab, 1500));
     let longest = lab.received().iter().map(|it| it.payload.len()).max();
     assert_eq!(longest, Some(1460), "full packets, not more");
+}
+
+/// The connection of a guest that is open, with nothing under way.
+fn open(to: SocketAddr) -> (Lab, Peer) {
+    let mut lab = lab(to, 1500);
+    let mut peer = Peer::new(to, 4000);
+    lab.send(peer.frame(SYN, &[2, 4, 5, 0xa0], &[]));
+    peer.take(&seen(&lab.reply()));
+    lab.send(peer.frame(ACK, &[], &[]));
+    assert!(lab.received().is_empty());
+    (lab, peer)
+}
+
+#[test]
+fn a_request_s_acknowledgement_goes_with_the_answer() {
+    for to in ["[2001:db8::1]:80", "192.0.2.1:80"].map(addr) {
+        let (mut lab, peer) = open(to);
+        lab.0.inject(peer.frame(ACK, &[], b"request"));
+        lab.wait(micros(200));
+        assert!(lab.received().is_empty(), "it waits for an answer");
+        assert_eq!(lab.0.net.server_write(FIRST, b"answer"), 6);
+        lab.wait(micros(200));
+        let came = seen(&lab.reply());
+        assert_eq!((came.ack, &came.data[..]), (1008, &b"answer"[..]));
+        lab.wait(millis(5));
+        assert!(lab.received().is_empty(), "nothing is left to be said");
+    }
+}
+
+#[test]
+fn an_acknowledgement_waits_for_a_millisecond_and_for_short_segments_alone() {
+    let to = addr("192.0.2.1:80");
+    let (mut lab, mut peer) = open(to);
+    lab.0.inject(peer.frame(ACK, &[], b"request"));
+    lab.wait(micros(200));
+    assert!(lab.received().is_empty());
+    lab.wait(millis(1));
+    lab.wait(micros(200));
+    assert_eq!(seen(&lab.reply()).ack, 1008);
+    // A whole segment is part of more, whose sender may wait for room; so is what comes before it.
+    peer.next.seq = 1008;
+    lab.0.inject(peer.frame(ACK, &[], b"short"));
+    peer.next.seq += 5;
+    lab.0.inject(peer.frame(ACK, &[], &filled(1440)));
+    lab.wait(micros(200));
+    assert_eq!(seen(lab.received().last().unwrap()).ack, 1008 + 5 + 1440);
+    // So is an end of stream.
+    peer.next.seq += 1440;
+    lab.0.inject(peer.frame(ACK | FIN, &[], b"end"));
+    lab.wait(micros(200));
+    let end = 1008 + 5 + 1440 + 4;
+    assert_eq!(seen(lab.received().last().unwrap()).ack, end);
 }
 
 #[test]

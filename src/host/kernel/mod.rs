@@ -18,14 +18,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::resolv_conf::Source;
 use super::{DatagramRole, Event, Host, PortWish, Token};
 use crate::config::{Config, Dns, Outbound};
 use crate::net::Marks;
-use crate::sys::readiness::{EventSet, watch};
+use crate::sys::readiness::{EventSet, Look, try_read, watch};
 use crate::sys::socket::accept;
 
 pub use datagram::KernelUdp;
@@ -100,14 +99,14 @@ impl KernelHost {
     ///
     /// # Errors
     /// What `epoll_wait(2)` reports.
-    pub fn poll_events(&mut self, events: &mut Vec<Event>) -> io::Result<bool> {
+    pub fn poll_events(&mut self, events: &mut Vec<Event>, look: Look) -> io::Result<bool> {
         events.clear();
         if let Resolvers::File { fresh, .. } = &mut self.resolvers {
             *fresh = false;
         }
         let buffer = &mut self.events;
         let mut taken = 0;
-        let polled = self.poller.try_io(Interest::READABLE, |poller| {
+        let polled = try_read(&mut self.poller, look, |poller| {
             taken = poller.take(buffer)?;
             // Fewer than fit means that the ready list is empty now: tell tokio to wait for the
             // next edge, which saves the call that would find nothing.

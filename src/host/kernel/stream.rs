@@ -25,6 +25,7 @@ pub struct KernelTcp {
     keeps_errors: bool,
     /// What the network said about the connect.
     said: Option<QueuedError>,
+    connected: bool,
     told: Told,
 }
 
@@ -56,16 +57,17 @@ impl KernelTcp {
             told.hop_limit(&socket, ipv6, marks.hop_limit)?;
         }
         told.tos(&socket, ipv6, marks.tos & !ECN)?;
-        match socket.connect(&remote.into()) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            Err(error) => return Err(error),
+        let mut connected = try_connect(&socket, remote)?;
+        if !connected && remote.ip().is_loopback() {
+            // There both ends have spoken by now, which the first call does not look at.
+            connected = try_connect(&socket, remote)?;
         }
         Ok(Self {
             socket,
             ipv6,
             keeps_errors,
             said: None,
+            connected,
             told,
         })
     }
@@ -84,8 +86,25 @@ impl KernelTcp {
             ipv6: peer.is_ipv6(),
             keeps_errors: false,
             said: None,
+            connected: true,
             told: Told::default(),
         }
+    }
+}
+
+/// Begins a connection, or asks how the attempt fares; true once there is one.
+fn try_connect(socket: &Socket, remote: SocketAddr) -> io::Result<bool> {
+    match socket.connect(&remote.into()) {
+        Ok(()) => Ok(true),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINPROGRESS | libc::EALREADY)
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -99,6 +118,10 @@ impl AsFd for KernelTcp {
 }
 
 impl TcpSocket for KernelTcp {
+    fn is_connected_already(&self) -> bool {
+        self.connected
+    }
+
     fn connect_outcome(&mut self) -> io::Result<()> {
         if let Some(error) = self.socket.take_error()? {
             return Err(error);
