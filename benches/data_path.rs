@@ -8,17 +8,23 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::hint::black_box;
 
-use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use tapgate::buf::RxMeta;
 use tapgate::net::Duration;
+use tapgate::net::parse::{self, Frame, Packet, Transport};
 
 use support::alloc::allocations;
 use support::guest::{GuestTcp, MSS, OFFLOADED, VOUCHED_FOR, WINDOW, capabilities, datagram};
 use support::host::{CHARGEN, DISCARD, ECHO};
 use support::{Bed, LINK};
 
+/// Payload of a segment of somebody who types, or plays.
+const SMALL: usize = 64;
+/// Payloads of datagrams that are parsed: short, full at an MTU of 1500, the longest.
+const PARSED: [usize; 3] = [64, 1472, 65_507];
 /// Packets to warm up: the rings are filled from end to end.
 const WARM_PACKETS: usize = 1_000;
 /// Packets that must not allocate after that.
@@ -227,6 +233,36 @@ impl Scenario for Connections {
     }
 }
 
+impl Connections {
+    /// From the guest's SYN to the SYN|ACK.
+    fn open(&mut self) {
+        self.guest.open(&mut self.bed);
+    }
+
+    /// The rest of a connection that was opened, if one was.
+    fn end(&mut self) {
+        if self.bed.flows() > 0 {
+            self.guest.confirm(&mut self.bed);
+            self.guest.close(&mut self.bed);
+        }
+    }
+}
+
+/// Parses a datagram's frame and verifies every checksum in it; gives the length of its payload.
+fn parsed(frame: &[u8]) -> usize {
+    let Ok(Frame {
+        packet: Packet::Ip(ip),
+        ..
+    }) = parse::frame(frame, RxMeta::plain(LINK))
+    else {
+        return 0;
+    };
+    match parse::transport(&ip) {
+        Ok(Transport::Udp(datagram)) => datagram.payload.len(),
+        Ok(_) | Err(_) => 0,
+    }
+}
+
 fn bytes(count: usize) -> Throughput {
     Throughput::Bytes(count as u64)
 }
@@ -236,6 +272,7 @@ fn steady() -> Vec<(&'static str, Box<dyn Scenario>)> {
     let plain = RxMeta::plain(LINK);
     vec![
         ("upload", Box::new(Upload::new(MSS, plain))),
+        ("upload small", Box::new(Upload::new(SMALL, VOUCHED_FOR))),
         (
             "upload offloaded",
             Box::new(Upload::new(OFFLOADED, VOUCHED_FOR)),
@@ -307,6 +344,11 @@ fn measure_all(criterion: &mut Criterion) {
         "64 KiB offload",
         Upload::new(OFFLOADED, VOUCHED_FOR),
     );
+    measure(
+        &mut group,
+        "64 bytes a segment",
+        Upload::new(SMALL, VOUCHED_FOR),
+    );
     group.finish();
 
     let mut group = criterion.benchmark_group("download");
@@ -322,7 +364,36 @@ fn measure_all(criterion: &mut Criterion) {
 
     let mut group = criterion.benchmark_group("connection");
     measure(&mut group, "set-up and tear-down", Connections::new());
+    measure_opening(&mut group);
     group.finish();
+
+    let mut group = criterion.benchmark_group("parse");
+    for payload in PARSED {
+        measure_parsing(&mut group, payload);
+    }
+    group.finish();
+}
+
+/// The time to the SYN|ACK alone; what ends the connection before is not counted.
+fn measure_opening(group: &mut BenchmarkGroup<'_, WallTime>) {
+    let connections = RefCell::new(Connections::new());
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("SYN to SYN|ACK", |bencher| {
+        bencher.iter_batched(
+            || connections.borrow_mut().end(),
+            |()| connections.borrow_mut().open(),
+            BatchSize::PerIteration,
+        );
+    });
+}
+
+fn measure_parsing(group: &mut BenchmarkGroup<'_, WallTime>, payload: usize) {
+    let frame = datagram(payload);
+    assert_eq!(parsed(&frame), payload, "it is what the stack would take");
+    group.throughput(bytes(payload));
+    group.bench_function(format!("and verify a datagram of {payload}"), |bencher| {
+        bencher.iter(|| parsed(black_box(&frame)));
+    });
 }
 
 fn main() {

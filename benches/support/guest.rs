@@ -136,6 +136,12 @@ impl GuestTcp {
 
     /// Connects: three frames, and the host's connect in between.
     pub(crate) fn connect(&mut self, bed: &mut Bed) {
+        self.open(bed);
+        self.confirm(bed);
+    }
+
+    /// From the SYN to the answer to it.
+    pub(crate) fn open(&mut self, bed: &mut Bed) {
         bed.frame(self.syn.at(self.next, 0), VOUCHED_FOR);
         self.next = self.next.wrapping_add(1);
         bed.finish(|_| {});
@@ -145,10 +151,14 @@ impl GuestTcp {
             self.heard = Seen::in_frame(frame).seq;
             self.see(frame);
         });
+        assert_eq!(self.acknowledged, self.next, "the SYN was answered");
+    }
+
+    /// The third frame of a connection.
+    pub(crate) fn confirm(&mut self, bed: &mut Bed) {
         self.ends.clear();
         self.answer(bed);
         bed.finish(|frame| self.see(frame));
-        assert_eq!(self.acknowledged, self.next, "the SYN was answered");
     }
 
     /// Ends both directions, the guest first.
