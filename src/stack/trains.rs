@@ -1,7 +1,7 @@
 //! Datagrams that travel together: several that look alike leave as one, both ways.
 //!
 //! Comes in: a guest's datagrams one by one, and what a socket of the host's received, in the
-//! [`Inbox`](crate::host::Inbox). Goes out: trains for the host's sockets (udp(7), `UDP_SEGMENT`) and
+//! [`Inbox`]. Goes out: trains for the host's sockets (udp(7), `UDP_SEGMENT`) and
 //! for the link. A datagram waits for others no longer than until the batch that it came in is over.
 
 use std::net::{IpAddr, SocketAddr};
