@@ -17,10 +17,13 @@ use crate::host::kernel::KernelHost;
 use crate::link::{Link, Look};
 use crate::stack::{self, Stack, Turn};
 
-/// Frames taken from the link in one turn.
-const RX_FRAMES: usize = 128;
-/// Bytes taken from the link in one turn: a few frames of the largest size.
-const RX_BYTES: usize = 256 * 1024;
+/// Frames and bytes taken from the link in one turn: a few of the largest size.
+const TURN_FRAMES: usize = 128;
+const TURN_BYTES: usize = 256 * 1024;
+/// Frames and bytes taken from the link before the stack sees them: one of the largest size, which is
+/// then still in the nearest cache, or many short ones.
+const RX_FRAMES: usize = 64;
+const RX_BYTES: usize = 96 * 1024;
 /// Frames and bytes produced in one turn.
 const TX_FRAMES: usize = 512;
 const TX_BYTES: usize = 256 * 1024;
@@ -179,24 +182,35 @@ impl<L: Link> EventLoop<L> {
     /// # Errors
     /// When the link or the poller is gone.
     fn turn(&mut self, look: Look) -> Result<Turned, Failed> {
-        self.rx.clear();
-        let more_frames = self
-            .link
-            .receive(&mut self.rx, look)
-            .map_err(Failed::Link)?;
+        let now = now(self.epoch);
+        let (mut frames, mut bytes, mut more_frames) = (0, 0, true);
+        while more_frames && frames < TURN_FRAMES && bytes < TURN_BYTES {
+            self.rx.clear();
+            more_frames = self
+                .link
+                .receive(&mut self.rx, look)
+                .map_err(Failed::Link)?;
+            let mut turn = Turn {
+                now,
+                host: &mut self.host,
+                tx: &mut self.tx,
+            };
+            for (frame, meta) in self.rx.frames() {
+                self.stack.handle_frame(&mut turn, frame, meta);
+                frames += 1;
+                bytes += frame.len();
+            }
+        }
         let more_events = self
             .host
             .poll_events(&mut self.events, look)
             .map_err(Failed::Poller)?;
-        let moved = !self.rx.is_empty() || !self.events.is_empty();
+        let moved = frames > 0 || !self.events.is_empty();
         let mut turn = Turn {
-            now: now(self.epoch),
+            now,
             host: &mut self.host,
             tx: &mut self.tx,
         };
-        for (bytes, meta) in self.rx.frames() {
-            self.stack.handle_frame(&mut turn, bytes, meta);
-        }
         for event in self.events.drain(..) {
             self.stack.handle_host(&mut turn, event);
         }
