@@ -309,6 +309,40 @@ pub enum Protocol {
     Udp,
 }
 
+/// Which clients of a published TCP port are joined to a socket inside the namespace, past the tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Splice {
+    /// Clients on the host's loopback, whose address could not be kept anyway.
+    #[default]
+    Auto,
+    /// All clients; to the guest they look like itself.
+    Always,
+    /// None.
+    Never,
+}
+
+impl Splice {
+    /// Whether a client with this address is one of them.
+    #[must_use]
+    pub const fn takes(self, client: IpAddr) -> bool {
+        match self {
+            Self::Auto => client.is_loopback(),
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
+impl fmt::Display for Splice {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        })
+    }
+}
+
 /// One host port that leads to a guest's port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publish {
@@ -318,6 +352,19 @@ pub struct Publish {
     pub host: SocketAddr,
     /// Address and port inside.
     pub guest: SocketAddr,
+    /// Who takes the short cut; nobody over UDP.
+    pub splice: Splice,
+}
+
+impl Publish {
+    /// Some client of this port may take the short cut.
+    #[must_use]
+    pub fn may_splice(&self) -> bool {
+        let splices = self.protocol == Protocol::Tcp && self.splice != Splice::Never;
+        // Who asks another address than a loopback one comes from another, too.
+        let local = self.host.ip().is_loopback() || self.host.ip().is_unspecified();
+        splices && (local || self.splice == Splice::Always)
+    }
 }
 
 /// Who may send datagrams to a guest's UDP port (RFC 4787 section 5).

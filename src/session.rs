@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -115,7 +116,7 @@ fn tap_link(tap: OwnedFd) -> Result<(TapLink, LinkTraits)> {
 fn event_loop<L: Link>(
     plan: &Plan,
     (link, (capabilities, guest_mac)): (L, LinkTraits),
-    resolver: Source,
+    (resolver, opener): (Source, Option<UnixStream>),
     commands: mpsc::Receiver<Command>,
 ) -> Result<EventLoop<L>> {
     if let Err(error) = memory::keep_pages_small() {
@@ -127,6 +128,9 @@ fn event_loop<L: Link>(
     }
     let config = &plan.config;
     let mut host = KernelHost::new(config, resolver).context("opening the poller")?;
+    if let Some(line) = opener {
+        host.set_inside(line).context("watching the opener")?;
+    }
     host.check_outbound()
         .with_context(|| outbound_step(plan.names.outbound, config))?;
     let info = LinkInfo {
@@ -233,7 +237,7 @@ pub fn command(
     let signals = SignalSource::new().context("watching signals")?;
     job.tap.routes_ipv6 = reaches_ipv6();
     let errands = errands(&config, None, &inherited);
-    let (mut broker, tap) = Broker::start_command(&errands, &job)?;
+    let (mut broker, made) = Broker::start_command(&errands, &job)?;
     fd::close_inherited(&inherited);
     let plan = Plan {
         config: Arc::new(config),
@@ -250,7 +254,8 @@ pub fn command(
         signals: Signals::new(signals)?,
         line: Line::new(broker)?,
     };
-    let event_loop = event_loop(&plan, tap_link(tap)?, resolver, commands)?;
+    let outside = (resolver, made.opener);
+    let event_loop = event_loop(&plan, tap_link(made.tap)?, outside, commands)?;
     enter_sandbox(&plan)?;
     running.line.begin().context("starting the command")?;
     let ended = serve(&runtime, event_loop, stop, plan, running.over())?;
@@ -281,7 +286,9 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     }
     let served = Served::open(&job)?;
     let ours = [&ready_fd, &exit_fd, &served.tap];
-    let ours: Vec<RawFd> = ours.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
+    let ours = ours.into_iter().flatten().map(AsRawFd::as_raw_fd);
+    let line = served.opener.as_ref().map(AsRawFd::as_raw_fd);
+    let ours: Vec<RawFd> = ours.chain(line).collect();
     let errands = errands(&job.config, served.path.as_deref(), &ours);
     let sockets = job.api_socket.is_some() || served.socket.is_some();
     let mut broker = (sockets || !errands.are_none())
@@ -314,11 +321,12 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     };
     let ready = Ready(ready_fd);
     if let Some(tap) = served.tap {
-        serve_attached(&runtime, tap_link(tap)?, (plan, resolver), attached, ready)
+        let outside = (resolver, served.opener);
+        serve_attached(&runtime, tap_link(tap)?, (plan, outside), attached, ready)
     } else if let Some(frames) = frames {
         let link = SeqpacketLink::new(LinkId(0), frames).context("taking over the socket")?;
         let link = (link, (TxCapabilities::default(), None));
-        serve_attached(&runtime, link, (plan, resolver), attached, ready)
+        serve_attached(&runtime, link, (plan, (resolver, None)), attached, ready)
     } else {
         anyhow::bail!("there is nothing to exchange frames by")
     }
@@ -346,6 +354,8 @@ fn adopt(option: &str, number: Option<RawFd>) -> Result<Option<OwnedFd>> {
 #[derive(Default)]
 struct Served {
     tap: Option<OwnedFd>,
+    /// The line to whoever opens sockets inside.
+    opener: Option<UnixStream>,
     /// A socket file to make.
     socket: Option<PathBuf>,
     /// What tells the end: a process, or the file of a namespace.
@@ -375,7 +385,8 @@ impl Served {
                     option: names.userns,
                     path: userns.as_deref(),
                 };
-                served.tap = Some(attach::tap(target, owner, tap)?);
+                let made = attach::tap(target, owner, tap)?;
+                (served.tap, served.opener) = (Some(made.tap), made.opener);
             }
             Edge::Tap(number) => {
                 let tap = adopt("FD", Some(*number))?;
@@ -404,12 +415,12 @@ impl Ready {
 fn serve_attached<L: Link>(
     runtime: &Runtime,
     link: (L, LinkTraits),
-    (plan, resolver): (Plan, Source),
+    (plan, outside): (Plan, (Source, Option<UnixStream>)),
     attached: Attached,
     ready: Ready,
 ) -> Result<u8> {
     let (stop, commands) = mpsc::channel(COMMANDS);
-    let mut event_loop = event_loop(&plan, link, resolver, commands)?;
+    let mut event_loop = event_loop(&plan, link, outside, commands)?;
     enter_sandbox(&plan)?;
     event_loop.begin().context("polling sockets")?;
     ready.tell()?;

@@ -118,26 +118,43 @@ fn bytes_are_equal_both_ways_at_once_on_every_connection() {
 
 #[test]
 fn bytes_through_a_port_published_over_ipv6_are_equal() {
-    let net = Net::up(&["-p", "[::1]:8080:80"]);
+    let net = Net::up(&["-p", "[::1]:8080:80", "-p", "[::1]:8081:80,splice=never"]);
     let _server = server(net.guest.listen(at(support::ANY6, 80)).unwrap());
     let total = env_number("TAPGATE_TEST_BYTES", 32 << 20);
-    for way in [Way::Up, Way::Down] {
-        transfer(&net.world, at(LOOPBACK6, 8080), way, (16, total));
+    for port in [8080, 8081] {
+        for way in [Way::Up, Way::Down] {
+            transfer(&net.world, at(LOOPBACK6, port), way, (16, total));
+        }
     }
 }
 
 #[test]
 fn bytes_through_a_published_port_are_equal() {
-    let net = Net::up(&["-p", "8080:80"]);
+    let net = Net::up(&["-p", "8080:80", "-p", "8081:80,splice=never"]);
     let listener = net
         .guest
         .listen(at("0.0.0.0".parse().unwrap(), 80))
         .unwrap();
     let _server = server(listener);
     let total = env_number("TAPGATE_TEST_BYTES", 32 << 20);
-    for flows in [1, 16] {
-        for way in [Way::Up, Way::Down] {
-            transfer(&net.world, at(LOOPBACK, 8080), way, (flows, total));
+    for port in [8080, 8081] {
+        for flows in [1, 16] {
+            for way in [Way::Up, Way::Down] {
+                transfer(&net.world, at(LOOPBACK, port), way, (flows, total));
+            }
         }
     }
+}
+
+#[test]
+fn bytes_past_the_tap_are_equal_both_ways_at_once() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let _server = server(net.guest.listen(at(support::ANY, 80)).unwrap());
+    let total = env_number("TAPGATE_TEST_BYTES", 32 << 20);
+    std::thread::scope(|scope| {
+        for way in [Way::Up, Way::Down] {
+            let world = &net.world;
+            scope.spawn(move || transfer(world, at(LOOPBACK, 8080), way, (8, total)));
+        }
+    });
 }

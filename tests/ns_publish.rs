@@ -1,5 +1,6 @@
 //! Published ports on a real kernel, as an unprivileged user: who is reached, whom the guest sees,
-//! over TCP and UDP, in ranges, and what happens when a side is missing.
+//! over TCP and UDP, in ranges, and what happens when a side is missing. What goes past the tap is
+//! `ns_spliced.rs`'s.
 
 mod support;
 
@@ -18,7 +19,7 @@ const ANY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 
 #[test]
 fn guest_sees_the_clients_own_address_over_tcp() {
-    let net = Net::up(&["-p", "8080:80"]);
+    let net = Net::up(&["-p", "8080:80,splice=never"]);
     let listener = net.guest.listen(at(ANY, 80)).unwrap();
     for (client, seen) in [(LOOPBACK, GATEWAY), (WORLD_A, WORLD_A), (WORLD_B, WORLD_B)] {
         let mut outside = net.world.connect(at(client, 8080)).unwrap();
@@ -37,7 +38,7 @@ fn guest_sees_the_clients_own_address_over_tcp() {
 
 #[test]
 fn client_at_the_hosts_address_is_reset_when_the_guest_refuses() {
-    let net = Net::up(&["-p", "8080:80"]);
+    let net = Net::up(&["-p", "8080:80,splice=never"]);
     for client in [LOOPBACK, WORLD_A] {
         // Accepted by the host's kernel at once, or already refused: both tell the client.
         let result = net
@@ -137,7 +138,8 @@ fn udp_answers_leave_from_the_address_that_was_asked() {
 
 #[test]
 fn udp_answers_reach_loopback_clients_without_host_loopback() {
-    let net = Net::up(&["--no-host-loopback", "-p", "5353:53/udp", "-p", "8080:80"]);
+    let tcp = "8080:80,splice=never";
+    let net = Net::up(&["--no-host-loopback", "-p", "5353:53/udp", "-p", tcp]);
     let _echo = serve::udp_echo(net.guest.udp(at(ANY, 53)).unwrap());
     assert_echo(&net, LOOPBACK, 5353);
     assert_echo(&net, WORLD_A, 5353);
@@ -174,7 +176,7 @@ fn udp_clients_are_told_apart() {
 
 #[test]
 fn published_port_works_as_soon_as_the_guest_listens() {
-    let net = Net::up(&["-p", "8080:80"]);
+    let net = Net::up(&["-p", "8080:80,splice=never"]);
     let early = net
         .world
         .connect(at(LOOPBACK, 8080))

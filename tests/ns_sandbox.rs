@@ -24,7 +24,7 @@ use support::slirp4netns::{Api, Call, Slirp4netns};
 use support::sockets::Sockets;
 use support::world::World;
 use support::{GATEWAY, GUEST, LOOPBACK, RESOLVER, SOON, WORLD_A, at, wait_until};
-use tapgate::setup::system_calls::CALLS;
+use tapgate::setup::system_calls::{CALLS, Call as SystemCall, OPENER};
 
 /// A field of `/proc/PID/status`.
 fn status(pid: i32, field: &str) -> String {
@@ -214,6 +214,9 @@ fn calls_behind_the_filter(trace: &str, pid: i32) -> BTreeSet<String> {
 /// Associations at once: their table is then larger than what the heap moves by copying.
 const FLOWS: usize = 4000;
 
+/// The host's port that leads past the tap.
+const SPLICED: u16 = 8081;
+
 /// Everything that a network does: each protocol in both directions, every kind of refusal, the API.
 fn do_everything(net: &Net, api: &Api) {
     let host = &net.world;
@@ -286,7 +289,15 @@ fn publish_and_use(net: &Net, api: &Api) {
     let client = net.world.udp_to(at(WORLD_A, port)).unwrap();
     client.send(b"ping").unwrap();
     client.recv(&mut answer).unwrap();
-    api.remove(1);
+    api.remove(2);
+    // By the short cut, until nothing more fits.
+    let _joined = bulk::server(net.guest.listen(at(LOOPBACK, 81)).unwrap());
+    bulk::transfer(
+        &net.world,
+        at(LOOPBACK, SPLICED),
+        bulk::Way::Up,
+        (2, 4 << 20),
+    );
 }
 
 #[test]
@@ -300,7 +311,7 @@ fn every_call_on_the_list_is_made() {
     fs::File::create(&trace).unwrap();
     let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     fs::set_permissions(&trace, everyone).unwrap();
-    let options = ["--api-socket", "/mnt/api.sock", &pid];
+    let options = ["-p", "8081:81", "--api-socket", "/mnt/api.sock", &pid];
     let tapgate = Attached::start_by(&world, &strace, &options);
     let own = tapgate.pid();
     let net = Net {
@@ -317,14 +328,26 @@ fn every_call_on_the_list_is_made() {
         let ended = lines_of(&text, own).any(|line| line.starts_with("+++ exited"));
         ended.then_some(text)
     });
-    let made = calls_behind_the_filter(&text, own);
-    let listed = CALLS.iter().filter(|call| call.everywhere);
+    assert_made(&text, own, CALLS);
+    let opener = text.lines().find_map(|line| {
+        let (pid, rest) = line.split_once(' ')?;
+        let named = rest.contains("PR_SET_NAME") && rest.contains("tapgate-opener");
+        named.then(|| pid.parse().ok())?
+    });
+    assert_made(&text, opener.expect("there is one"), OPENER);
+}
+
+/// Every call of a list that can be made everywhere was made by `pid`, and no other.
+#[track_caller]
+fn assert_made(trace: &str, pid: i32, list: &[SystemCall]) {
+    let made = calls_behind_the_filter(trace, pid);
+    let listed = list.iter().filter(|call| call.everywhere);
     let never: Vec<&str> = listed
         .map(|call| call.name)
         .filter(|name| !made.contains(*name))
         .collect();
     assert!(never.is_empty(), "listed but never made: {never:?}");
-    let all: BTreeSet<&str> = CALLS.iter().map(|call| call.name).collect();
+    let all: BTreeSet<&str> = list.iter().map(|call| call.name).collect();
     let unlisted: Vec<_> = made
         .iter()
         .filter(|name| !all.contains(name.as_str()))

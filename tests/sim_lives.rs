@@ -29,7 +29,7 @@ use plan::{End, Opening, Plan};
 use sim::{Faults, Sim};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
-use tapgate::config::{Config, Protocol, Publish};
+use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 use tapgate::net::{Duration, Instant};
 
@@ -255,6 +255,7 @@ impl Life {
             protocol: Protocol::Tcp,
             host: self.plan.addresses.published,
             guest: self.plan.addresses.guest,
+            splice: Splice::default(),
         };
         self.port = sim.with_stack(|stack, turn| stack.publish(turn.host, rule).ok());
         let came = sim.net.client_connect(rule.host, client);

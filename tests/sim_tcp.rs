@@ -10,7 +10,7 @@ mod sim;
 
 use sim::{Sim, read_icmp, seconds};
 use smoltcp::socket::tcp::State;
-use tapgate::config::{Config, Protocol, Publish};
+use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 use tapgate::net::Duration;
 
@@ -330,6 +330,7 @@ fn a_published_port_shows_the_client_s_address() {
         protocol: Protocol::Tcp,
         host: host.parse().unwrap(),
         guest: "10.0.2.100:80".parse().unwrap(),
+        splice: Splice::default(),
     };
     sim.publish(rule("0.0.0.0:8080"));
     for (client, seen) in [
@@ -373,6 +374,7 @@ fn two_loopback_clients_with_one_port_are_kept_apart() {
         protocol: Protocol::Tcp,
         host: "0.0.0.0:8080".parse().unwrap(),
         guest: "10.0.2.100:80".parse().unwrap(),
+        splice: Splice::default(),
     });
     let listeners = [sim.listen(80), sim.listen(80)];
     for client in ["127.0.0.1:5000", "127.0.0.2:5000"] {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use tapgate::host::{
-    DatagramRole, EchoSocket, Host, Inbox, Outgoing, QueuedError, Received, TcpSocket, Token,
+    DatagramRole, EchoSocket, Host, Inbox, Outgoing, Pipe, QueuedError, Received, TcpSocket, Token,
     UdpSocket,
 };
 use tapgate::net::Marks;
@@ -77,6 +77,7 @@ impl Host for BenchHost {
     type Listener = ();
     type Udp = BenchUdp;
     type Echo = NoEcho;
+    type Pipe = NoPipe;
 
     fn resolvers(&mut self) -> &[SocketAddr] {
         &[]
@@ -108,6 +109,20 @@ impl Host for BenchHost {
 
     fn tcp_watch(&mut self, _token: Token, _socket: &BenchTcp) -> io::Result<()> {
         Ok(())
+    }
+
+    fn tcp_connect_inside(&mut self, _token: Token, _to: SocketAddr) -> io::Result<BenchTcp> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn give_inside_up(&mut self) {}
+
+    fn pipe(&mut self) -> io::Result<NoPipe> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn return_pipe(&mut self, pipe: NoPipe) {
+        match pipe {}
     }
 
     fn udp_open(&mut self, token: Token, _role: DatagramRole) -> io::Result<BenchUdp> {
@@ -215,6 +230,23 @@ impl EchoSocket for NoEcho {
     }
 
     fn queued_error(&mut self, _bytes: &mut [u8]) -> Option<QueuedError> {
+        match *self {}
+    }
+}
+
+/// There are no pipes here.
+pub(crate) enum NoPipe {}
+
+impl Pipe<BenchTcp> for NoPipe {
+    fn fill(&mut self, _from: &mut BenchTcp, _urgent: bool) -> io::Result<usize> {
+        match *self {}
+    }
+
+    fn drain(&mut self, _to: &mut BenchTcp) -> io::Result<usize> {
+        match *self {}
+    }
+
+    fn held(&self) -> usize {
         match *self {}
     }
 }

@@ -74,6 +74,7 @@ impl Bed {
             writable: true,
             hangup: self.host.ended(),
             error: false,
+            urgent: false,
         };
         let mut turn = Turn {
             now: self.now,

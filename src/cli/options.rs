@@ -97,7 +97,9 @@ pub struct Options {
         long,
         value_name = "SPEC",
         value_parser = publish::parse,
-        help = "Publish a port: [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], or ranges a-b:c-d (repeatable)"
+        help = "Publish a port: [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], or ranges a-b:c-d (repeatable); for TCP with \
+                ,splice=auto|always|never behind it: which clients are joined to a socket inside, past the tap [default: auto, \
+                those on the host's loopback]"
     )]
     pub publish: Vec<Spec>,
     /// Who may send to a UDP port of the guest's: anybody once it has sent (STUN and games rely on

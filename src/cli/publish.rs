@@ -1,4 +1,5 @@
-//! The language of published ports: `[HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp]`, or ranges of ports.
+//! The language of published ports: `[HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp][,splice=WHO]`, or ranges of
+//! ports.
 //!
 //! Comes in: a word. Goes out: a [`Spec`], from which [`Publish`] rules follow once the guest's
 //! address is known. IPv6 host addresses stand in brackets.
@@ -6,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use crate::config::{AddressPlan, Protocol, Publish};
+use crate::config::{AddressPlan, Protocol, Publish, Splice};
 
 /// One `--publish` option.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,12 +16,13 @@ pub struct Spec {
     host: IpAddr,
     host_ports: RangeInclusive<u16>,
     guest_ports: RangeInclusive<u16>,
+    splice: Splice,
 }
 
 impl Spec {
     /// A rule for each port. What comes in by IPv6 goes on by IPv6, where the guest has that.
     pub fn rules(&self, plan: &AddressPlan) -> impl Iterator<Item = Publish> {
-        let (protocol, host) = (self.protocol, self.host);
+        let (protocol, host, splice) = (self.protocol, self.host, self.splice);
         let guest6 = plan.guest6().filter(|_| host.is_ipv6());
         let guest = guest6.map_or_else(|| plan.guest().into(), IpAddr::V6);
         self.host_ports
@@ -30,6 +32,7 @@ impl Spec {
                 protocol,
                 host: SocketAddr::new(host, host_port),
                 guest: SocketAddr::new(guest, guest_port),
+                splice,
             })
     }
 }
@@ -39,14 +42,23 @@ impl Spec {
 /// # Errors
 /// What is wrong with it, and how to write it.
 pub(super) fn parse(word: &str) -> Result<Spec, String> {
+    let (word, wish) = match word.split_once(',') {
+        None => (word, None),
+        Some((word, wish)) => (word, Some(splice(wish)?)),
+    };
     let (addresses, protocol) = match word.rsplit_once('/') {
         None => (word, Protocol::Tcp),
         Some((addresses, "tcp")) => (addresses, Protocol::Tcp),
         Some((addresses, "udp")) => (addresses, Protocol::Udp),
         Some((_, other)) => return Err(format!("unknown protocol '{other}': use tcp or udp")),
     };
-    let form =
-        || "write [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp], such as 127.0.0.1:8080:80".to_owned();
+    if wish.is_some() && protocol == Protocol::Udp {
+        return Err("splice= is for TCP: leave it out of a UDP port".into());
+    }
+    let form = || {
+        "write [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp][,splice=WHO], such as 127.0.0.1:8080:80"
+            .to_owned()
+    };
     let (rest, guest_ports) = addresses.rsplit_once(':').ok_or_else(form)?;
     let (host, host_ports) = match rest.rsplit_once(':') {
         None => (Ipv4Addr::UNSPECIFIED.into(), rest),
@@ -61,7 +73,22 @@ pub(super) fn parse(word: &str) -> Result<Spec, String> {
         host,
         host_ports,
         guest_ports,
+        splice: match protocol {
+            Protocol::Tcp => wish.unwrap_or_default(),
+            Protocol::Udp => Splice::Never,
+        },
     })
+}
+
+fn splice(word: &str) -> Result<Splice, String> {
+    match word.strip_prefix("splice=") {
+        Some("auto") => Ok(Splice::Auto),
+        Some("always") => Ok(Splice::Always),
+        Some("never") => Ok(Splice::Never),
+        Some(_) | None => Err(format!(
+            "unknown setting '{word}': use splice=auto, splice=always or splice=never"
+        )),
+    }
 }
 
 fn address(word: &str) -> Result<IpAddr, String> {
@@ -124,6 +151,21 @@ mod tests {
     }
 
     #[test]
+    fn who_takes_the_short_cut_is_read() {
+        for (word, expected) in [
+            ("8080:80", Splice::Auto),
+            ("8080:80,splice=auto", Splice::Auto),
+            ("[::1]:8080:80/tcp,splice=always", Splice::Always),
+            ("1-2:5-6,splice=never", Splice::Never),
+            ("53:53/udp", Splice::Never),
+        ] {
+            let (spec, plan) = (parse(word).unwrap(), AddressPlan::default());
+            let told: Vec<_> = spec.rules(&plan).map(|rule| rule.splice).collect();
+            assert!(told.iter().all(|splice| *splice == expected), "{word}");
+        }
+    }
+
+    #[test]
     fn wrong_forms_say_what_is_wrong() {
         for (word, hint) in [
             ("80", "write [HOSTIP:]"),
@@ -133,6 +175,9 @@ mod tests {
             ("::1:80:80", "brackets"),
             ("1-3:1-2", "same number"),
             ("3-1:1-3", "backwards"),
+            ("80:80,splice=maybe", "splice=always"),
+            ("80:80,fast", "splice=auto"),
+            ("80:80/udp,splice=auto", "is for TCP"),
         ] {
             let error = parse(word).unwrap_err();
             assert!(error.contains(hint), "{word}: {error}");
@@ -141,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_word_is_answered(word in "[0-9a-f:\\[\\]./udptc-]{0,40}") {
+        fn any_word_is_answered(word in "[0-9a-f:\\[\\]./udptc,splice=-]{0,40}") {
             let _ = parse(&word);
         }
     }

@@ -22,6 +22,17 @@ pub enum FlowKey {
         /// The other endpoint as the guest sees it.
         remote: SocketAddr,
     },
+    /// A TCP connection of a published port's client that goes past the link.
+    Spliced {
+        /// The guest's link.
+        link: LinkId,
+        /// The guest's endpoint.
+        guest: SocketAddr,
+        /// The client.
+        client: SocketAddr,
+        /// Tells it from another of the same client's by another address of the host.
+        serial: u64,
+    },
     /// A guest's UDP endpoint, whatever it speaks to (RFC 4787 REQ-1).
     Udp {
         /// The guest's link.

@@ -2,7 +2,7 @@
 //!
 //! A [`Table`](table::Table) holds them all, is searched by [`key::FlowKey`] or
 //! [`Token`](crate::host::Token), and is the connection table that users see. [`tcp`] carries byte
-//! streams, [`udp`], [`echo`] and [`query`] hold what their protocols need to remember. Flows know
+//! streams over the link, [`spliced`] past it; [`udp`], [`echo`] and [`query`] hold what their protocols need to remember. Flows know
 //! host sockets by their traits only, and know nothing of policy, names or addresses' meaning: that
 //! is [`crate::stack`]'s.
 
@@ -10,6 +10,7 @@ pub mod echo;
 pub mod key;
 pub mod named_stream;
 pub mod query;
+pub mod spliced;
 pub mod table;
 pub mod tcp;
 mod tcp_device;
@@ -36,6 +37,8 @@ pub struct Turn<'a, H> {
 pub enum Flow<H: Host> {
     /// A TCP connection.
     Tcp(tcp::TcpFlow<Stream<H::Tcp>>),
+    /// A TCP connection that goes past the link.
+    Spliced(spliced::SplicedFlow<H::Tcp, H::Pipe>),
     /// A guest's UDP port.
     Udp(udp::UdpFlow<H::Udp>),
     /// A host's client of a published UDP port.

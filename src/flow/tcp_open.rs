@@ -62,7 +62,7 @@ enum Failure {
 
 /// The connection is over. Anything else that a socket has kept is a complaint of a router's, which
 /// an open connection outlives (RFC 1122 4.2.3.9).
-fn is_end(error: &io::Error) -> bool {
+pub(super) fn is_end(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::ConnectionReset

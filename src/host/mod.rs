@@ -21,7 +21,7 @@ use crate::net::emit::IcmpError;
 pub use inbox::Inbox;
 
 /// Names the owner of a socket in events. Opaque to the host; the stack puts a generation in, so
-/// that a late event never finds a stranger.
+/// that a late event never finds a stranger. All ones is the host's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(pub u64);
 
@@ -39,6 +39,8 @@ pub struct Event {
     pub hangup: bool,
     /// The socket failed, or the network has reported an error.
     pub error: bool,
+    /// The peer has sent urgent data, which are part of the stream all the same.
+    pub urgent: bool,
 }
 
 /// What a datagram socket is for; decides how it is bound.
@@ -147,6 +149,8 @@ pub trait Host {
     type Udp: UdpSocket;
     /// An ICMP echo ("ping") socket.
     type Echo: EchoSocket;
+    /// Memory of the host's between two TCP connections.
+    type Pipe: Pipe<Self::Tcp>;
 
     /// The host's resolvers at this moment, best first.
     fn resolvers(&mut self) -> &[SocketAddr];
@@ -183,6 +187,27 @@ pub trait Host {
     /// # Errors
     /// When the poller has no room.
     fn tcp_watch(&mut self, token: Token, socket: &Self::Tcp) -> io::Result<()>;
+
+    /// Begins a connection within the guest's own namespace, past the link, from the address `to` itself:
+    /// the guest's own address, or its loopback. The outcome comes as an event.
+    ///
+    /// # Errors
+    /// `WouldBlock` when an event with this token will tell the time to ask again, or by
+    /// [`Event::error`] that there is no way; `Unsupported` when there is none; `AddrNotAvailable`
+    /// when the guest has not got that address; what `connect(2)` reports at once.
+    fn tcp_connect_inside(&mut self, token: Token, to: SocketAddr) -> io::Result<Self::Tcp>;
+
+    /// Nobody answers who could open sockets inside: from now on there is no way there.
+    fn give_inside_up(&mut self);
+
+    /// Takes a pipe, which is empty.
+    ///
+    /// # Errors
+    /// When no descriptors are left.
+    fn pipe(&mut self) -> io::Result<Self::Pipe>;
+
+    /// Gives back an empty pipe for the next to need one.
+    fn return_pipe(&mut self, pipe: Self::Pipe);
 
     /// Opens a datagram socket.
     ///
@@ -241,6 +266,26 @@ pub trait TcpSocket {
     fn woken(&self) -> Woken {
         Woken::default()
     }
+}
+
+/// Memory of the host's between two TCP connections, by which bytes go from one to the other without a
+/// copy (splice(2)). Dropping it loses what it holds.
+pub trait Pipe<S> {
+    /// Takes some of what there is from a connection, 0 at the end of its stream; only while nothing is
+    /// held. `urgent` says that the stream may have urgent data in it.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; anything else ends the connection.
+    fn fill(&mut self, from: &mut S, urgent: bool) -> io::Result<usize>;
+
+    /// Gives a connection some of what is held.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it takes no more; anything else ends the connection.
+    fn drain(&mut self, to: &mut S) -> io::Result<usize>;
+
+    /// Bytes that are held.
+    fn held(&self) -> usize;
 }
 
 /// What can be done with a stream though no event of its socket says so.

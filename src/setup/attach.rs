@@ -1,7 +1,8 @@
 //! Gives a network to a namespace that exists.
 //!
 //! Comes in: a [`Target`] and a tap's plan. Goes out: the tap's descriptor. The namespaces are
-//! entered by a short-lived child, so this process keeps the host's network.
+//! entered by a child, so this process keeps the host's network. The child ends when the tap is made, or
+//! stays as the opener.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,10 +12,10 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 
 use super::guest::{TapPlan, make_tap};
-use super::{SetupError, Step, hear, is_ours, message, report_tap};
+use super::{Made, SetupError, Step, hear_made, is_ours, opener, report_made};
 use crate::sys::process;
 
 /// Names the namespace to be served.
@@ -142,17 +143,31 @@ pub fn adopt_tap(tap: OwnedFd) -> Result<OwnedFd, SetupError> {
 ///
 /// # Errors
 /// The step that failed, in the child or here.
-pub fn tap(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<OwnedFd, SetupError> {
+pub fn tap(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<Made, SetupError> {
     let namespaces = Namespaces::open(target, owner)?;
+    let us = getpid();
     let (ours, theirs) = UnixStream::pair().step(|| "making a socket pair".into())?;
     let Some(child) = process::fork().step(|| "starting a child".into())? else {
         drop(ours);
         let made = namespaces.enter().and_then(|()| make_tap(plan));
-        let told = report_tap(&theirs, made);
-        std::process::exit(i32::from(!told));
+        let line = plan.opener.then(|| opener::line().ok()).flatten();
+        let (near, far) = line.unzip();
+        let made = made.map(|tap| Made { tap, opener: near });
+        match (report_made(&theirs, made), far) {
+            (true, Some(far)) => opener::live(far, us),
+            (told, _) => std::process::exit(i32::from(!told)),
+        }
     };
     drop(theirs);
-    let heard = hear(&ours, message::TAP);
-    waitpid(child, None).step(|| "waiting for the child".into())?;
-    heard?.ok_or(SetupError::ChildGone)
+    let heard = hear_made(&ours);
+    if !matches!(
+        heard,
+        Ok(Made {
+            opener: Some(_),
+            ..
+        })
+    ) {
+        waitpid(child, None).step(|| "waiting for the child".into())?;
+    }
+    heard
 }

@@ -24,7 +24,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::run::{self, Job};
-use super::{SetupError, Step, keeper, message};
+use super::{Made, SetupError, Step, keeper, message};
 use crate::host::resolv_text::{TextFile, answer};
 use crate::sys::process::{self, reap};
 use crate::sys::signals::SignalSource;
@@ -94,27 +94,27 @@ impl Broker {
     ///
     /// # Errors
     /// The step that failed, in whichever process.
-    pub fn start_command(errands: &Errands<'_>, job: &Job) -> Result<(Self, OwnedFd), SetupError> {
+    pub fn start_command(errands: &Errands<'_>, job: &Job) -> Result<(Self, Made), SetupError> {
         let broker = Self::fork(errands, |mut office| {
             let started = prctl::set_child_subreaper(true)
                 .step(|| "adopting orphans".into())
                 .and_then(|()| run::start(job));
-            let tap = started.map(|(started, tap)| {
+            let made = started.map(|(started, made)| {
                 office.command = Some(Command {
                     keeper: started.keeper,
                     waiting: Some(started),
                     running: None,
                 });
-                tap
+                made
             });
             fd::close_inherited(errands.not_for_broker);
             protect();
-            if super::report_tap(&office.line, tap) {
+            if super::report_made(&office.line, made) {
                 office.serve();
             }
         })?;
-        let tap = super::hear(&broker.line, message::TAP)?.ok_or(SetupError::ChildGone)?;
-        Ok((broker.patient()?, tap))
+        let made = super::hear_made(&broker.line)?;
+        Ok((broker.patient()?, made))
     }
 
     /// From now on it is waited for only so long.

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use nix::net::if_::if_nametoindex;
 
 use super::{SetupError, Step};
-use crate::config::{AddressPlan, Config};
+use crate::config::{AddressPlan, Config, Publish};
 use crate::sys::netlink::{LinkChange, Netlink};
 use crate::sys::tap;
 
@@ -32,6 +32,8 @@ pub struct TapPlan {
     pub addresses: Option<AddressPlan>,
     /// The host has a way to global IPv6 addresses, so the guest gets a default route to them.
     pub routes_ipv6: bool,
+    /// Sockets inside will be needed: a process stays there to open them.
+    pub opener: bool,
 }
 
 impl TapPlan {
@@ -45,6 +47,7 @@ impl TapPlan {
             vnet_header: config.offload,
             addresses: Some(config.plan),
             routes_ipv6: true,
+            opener: config.publish.iter().any(Publish::may_splice),
         }
     }
 }

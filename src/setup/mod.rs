@@ -8,8 +8,9 @@
 //!    host's, where its sockets are to be;
 //! 3. the child makes the tap and configures it ([`guest`]), which needs capabilities over the
 //!    guest's network namespace that only the child has;
-//! 4. the tap's descriptor comes back over a socket; a child that attached ends, one that runs a
-//!    command becomes its [`keeper`];
+//! 4. the tap's descriptor comes back over a socket; a child that attached ends, or becomes the
+//!    [`opener`] of sockets where a published port may need that; one that runs a command becomes its
+//!    [`keeper`], with the opener as a child;
 //! 5. the [`sandbox`] takes the rest away, once everything is open that will be needed.
 //!
 //! The [`broker`] is left outside: started after the tap for a namespace that exists, and before
@@ -22,6 +23,7 @@ pub mod escape;
 pub mod guest;
 pub mod idmap;
 pub mod keeper;
+mod opener;
 pub mod resolv_conf;
 pub mod run;
 pub mod sandbox;
@@ -96,7 +98,7 @@ mod message {
     pub(super) const UNMAPPED: u8 = b'u';
     /// To the child: identities are there.
     pub(super) const MAPPED: u8 = b'm';
-    /// To the parent, with the descriptor: the tap.
+    /// To the parent, with the descriptors: the tap, and the line to the opener if there is one.
     pub(super) const TAP: u8 = b't';
     /// To the child: the network works, begin.
     pub(super) const GO: u8 = b'g';
@@ -114,10 +116,26 @@ mod message {
     pub(super) const NAMESPACE_GONE: u8 = b'n';
 }
 
-/// Tells the parent how a child fared with its tap.
-fn report_tap(socket: &UnixStream, made: Result<OwnedFd, SetupError>) -> bool {
+/// What a child has made in the guest's namespaces.
+#[derive(Debug)]
+pub struct Made {
+    /// The tap.
+    pub tap: OwnedFd,
+    /// The line to whoever opens sockets there, where there is somebody.
+    pub opener: Option<UnixStream>,
+}
+
+impl Made {
+    fn into_descriptors(self) -> Vec<OwnedFd> {
+        let opener = self.opener.map(OwnedFd::from);
+        std::iter::once(self.tap).chain(opener).collect()
+    }
+}
+
+/// Tells the parent how a child fared.
+fn report_made(socket: &UnixStream, made: Result<Made, SetupError>) -> bool {
     match made {
-        Ok(tap) => fd::send(socket, &[message::TAP], Some(&tap)).is_ok(),
+        Ok(made) => fd::send_all(socket, &[message::TAP], &made.into_descriptors()).is_ok(),
         Err(error) => {
             let mut text = vec![message::ERROR];
             text.extend(error.to_string().bytes());
@@ -127,12 +145,20 @@ fn report_tap(socket: &UnixStream, made: Result<OwnedFd, SetupError>) -> bool {
     }
 }
 
+/// Waits for what a child has made.
+fn hear_made(socket: &UnixStream) -> Result<Made, SetupError> {
+    let mut descriptors = hear(socket, message::TAP)?.into_iter();
+    let tap = descriptors.next().ok_or(SetupError::ChildGone)?;
+    let opener = descriptors.next().map(Into::into);
+    Ok(Made { tap, opener })
+}
+
 /// Waits for one message of the child.
-fn hear(socket: &UnixStream, expected: u8) -> Result<Option<OwnedFd>, SetupError> {
+fn hear(socket: &UnixStream, expected: u8) -> Result<Vec<OwnedFd>, SetupError> {
     let mut bytes = Vec::new();
-    let descriptor = fd::receive(socket, &mut bytes).step(|| "hearing from the child".into())?;
+    let received = fd::receive_all(socket, &mut bytes).step(|| "hearing from the child".into())?;
     match bytes.split_first() {
-        Some((&kind, _)) if kind == expected => Ok(descriptor),
+        Some((&kind, _)) if kind == expected => Ok(received),
         Some((&message::ERROR, text)) => Err(SetupError::Child(
             String::from_utf8_lossy(text).into_owned(),
         )),

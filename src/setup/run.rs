@@ -1,21 +1,22 @@
 //! Makes new namespaces with a network for a command.
 //!
-//! Comes in: the command and the plan of its tap. Goes out: the tap's descriptor and a [`Started`]
+//! Comes in: the command and the plan of its tap. Goes out: what was made inside and a [`Started`]
 //! keeper, which waits for the word to begin. The child makes the namespaces; we, the broker, outside,
 //! give it its identities, since only we can, and are to have adopted orphans before
 //! (`PR_SET_CHILD_SUBREAPER`): what the keeper leaves behind, should it be killed, is ours to end.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 
 use super::guest::{TapPlan, make_tap};
 use super::idmap::{self, Mapping};
-use super::{SetupError, Step, hear, keeper, message, report_tap, resolv_conf};
+use super::{
+    Made, SetupError, Step, hear, hear_made, keeper, message, opener, report_made, resolv_conf,
+};
 use crate::sys::{fd, process};
 
 /// What is to be run, and how.
@@ -55,7 +56,7 @@ impl Started {
 ///
 /// # Errors
 /// The step that failed, in the child or here.
-pub fn start(job: &Job) -> Result<(Started, OwnedFd), SetupError> {
+pub fn start(job: &Job) -> Result<(Started, Made), SetupError> {
     let (ours, theirs) = UnixStream::pair().step(|| "making a socket pair".into())?;
     let Some(child) = process::fork().step(|| "starting a child".into())? else {
         drop(ours);
@@ -64,12 +65,12 @@ pub fn start(job: &Job) -> Result<(Started, OwnedFd), SetupError> {
     drop(theirs);
     let prepared = prepare(&ours, job, child);
     match prepared {
-        Ok(tap) => Ok((
+        Ok(made) => Ok((
             Started {
                 keeper: child,
                 socket: ours,
             },
-            tap,
+            made,
         )),
         Err(error) => {
             drop(ours);
@@ -79,16 +80,16 @@ pub fn start(job: &Job) -> Result<(Started, OwnedFd), SetupError> {
     }
 }
 
-fn prepare(socket: &UnixStream, job: &Job, child: Pid) -> Result<OwnedFd, SetupError> {
+fn prepare(socket: &UnixStream, job: &Job, child: Pid) -> Result<Made, SetupError> {
     hear(socket, message::UNMAPPED)?;
     idmap::apply(job.mapping, child)?;
     fd::send(socket, &[message::MAPPED], None).step(|| "speaking to the child".into())?;
-    hear(socket, message::TAP)?.ok_or(SetupError::ChildGone)
+    hear_made(socket)
 }
 
 /// The child's life: namespaces, tap, then keeper of the command.
 fn child(socket: &UnixStream, job: &Job) -> u8 {
-    if !report_tap(socket, enter(socket, job)) || hear(socket, message::GO).is_err() {
+    if !report_made(socket, enter(socket, job)) || hear(socket, message::GO).is_err() {
         return 1;
     }
     match keeper::keep(socket, &job.command) {
@@ -100,7 +101,7 @@ fn child(socket: &UnixStream, job: &Job) -> u8 {
     }
 }
 
-fn enter(socket: &UnixStream, job: &Job) -> Result<OwnedFd, SetupError> {
+fn enter(socket: &UnixStream, job: &Job) -> Result<Made, SetupError> {
     unshare(CloneFlags::CLONE_NEWUSER).step(|| {
         "making a user namespace (see user.max_user_namespaces, kernel.unprivileged_userns_clone)".into()
     })?;
@@ -112,5 +113,18 @@ fn enter(socket: &UnixStream, job: &Job) -> Result<OwnedFd, SetupError> {
     if let Some(text) = &job.resolv_conf {
         resolv_conf::cover(text)?;
     }
-    Ok(tap)
+    Ok(Made {
+        tap,
+        opener: job.tap.opener.then(start_opener).flatten(),
+    })
+}
+
+/// A child that opens sockets here; without one published ports lead over the tap.
+fn start_opener() -> Option<UnixStream> {
+    let us = getpid();
+    let (near, far) = opener::line().ok()?;
+    match process::fork().ok()? {
+        Some(_) => Some(near),
+        None => opener::live(far, us),
+    }
 }

@@ -150,7 +150,9 @@ pub fn enter(sandbox: Sandbox) -> Result<(), SetupError> {
         return Ok(());
     }
     // Last: the filter has no call that any stage above needs.
-    sandbox.filter.stage("seccomp", system_calls::restrict)
+    sandbox
+        .filter
+        .stage("seccomp", || system_calls::restrict(system_calls::CALLS))
 }
 
 /// Root of the system becomes nobody, where there is anybody else to become.

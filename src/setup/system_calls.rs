@@ -1,7 +1,8 @@
 //! The system calls that carrying packets needs, and the filter that ends the process at any other.
 //!
 //! [`CALLS`] is the one list to review; `tests/ns_sandbox.rs` fails when a call is missing from it and
-//! when one that is on it is never made. Comes in: nothing. Goes out: a filter that can't be undone
+//! when one that is on it is never made. [`OPENER`] is the same for the process that opens sockets inside.
+//! Comes in: a list. Goes out: a filter that can't be undone
 //! (seccomp(2)), which also ends the process when a call comes by another architecture's table.
 
 use std::collections::BTreeMap;
@@ -94,12 +95,22 @@ const INTERNET: &[&[Only]] = &[
 ];
 /// No memory becomes a program.
 const NOT_EXECUTABLE: &[&[Only]] = &[&[Only::Without(2, libc::PROT_EXEC)]];
-/// A descriptor's flags are asked for, and a socket's blocking mode set, nothing else.
+/// A stream over the Internet's protocols.
+const STREAMS: &[&[Only]] = &[
+    socket!(AF_INET, SOCK_STREAM, 0),
+    socket!(AF_INET6, SOCK_STREAM, 0),
+];
+/// A descriptor's flags are asked for, and a socket's blocking mode set, and a pipe made larger, nothing
+/// else.
 const FLAGS: &[&[Only]] = &[
     &[Only::Is(1, libc::F_GETFD)],
     &[Only::Is(1, libc::F_GETFL)],
     &[Only::Is(1, libc::F_SETFL)],
+    &[Only::Is(1, libc::F_SETPIPE_SZ)],
 ];
+
+/// A descriptor's flags are asked for, nothing else.
+const ASKED: &[&[Only]] = &[&[Only::Is(1, libc::F_GETFD)]];
 
 /// Everything that may be called once packets flow.
 pub const CALLS: &[Call] = &[
@@ -154,12 +165,12 @@ pub const CALLS: &[Call] = &[
     any(
         "sendmsg",
         libc::SYS_sendmsg,
-        "datagrams, words to the broker",
+        "datagrams, words to the broker and the opener",
     ),
     any(
         "recvmsg",
         libc::SYS_recvmsg,
-        "errors of the network, words of the broker",
+        "errors of the network, words of the broker, sockets inside",
     ),
     any(
         "recvmmsg",
@@ -181,8 +192,14 @@ pub const CALLS: &[Call] = &[
         "fcntl",
         libc::SYS_fcntl,
         FLAGS,
-        "accepted clients must not block; debug builds check what they close",
+        "accepted clients must not block; larger pipes; debug builds check what they close",
     ),
+    any(
+        "splice",
+        libc::SYS_splice,
+        "published ports' clients that go past the tap",
+    ),
+    any("pipe2", libc::SYS_pipe2, "between those and the guest"),
     only("mmap", libc::SYS_mmap, NOT_EXECUTABLE, "rings of a flow"),
     any("munmap", libc::SYS_munmap, "rings of a flow that ended"),
     any("brk", libc::SYS_brk, "the heap"),
@@ -207,6 +224,25 @@ pub const CALLS: &[Call] = &[
     any("exit_group", libc::SYS_exit_group, "the end"),
 ];
 
+/// Everything that the opener may call.
+pub const OPENER: &[Call] = &[
+    any("recvmsg", libc::SYS_recvmsg, "a request"),
+    only("socket", libc::SYS_socket, STREAMS, "what is asked for"),
+    any("sendmsg", libc::SYS_sendmsg, "the answer"),
+    any("close", libc::SYS_close, "what was sent"),
+    Call {
+        everywhere: false,
+        ..only(
+            "fcntl",
+            libc::SYS_fcntl,
+            ASKED,
+            "debug builds check what they close",
+        )
+    },
+    sometimes("brk", libc::SYS_brk, "the heap"),
+    any("exit_group", libc::SYS_exit_group, "the end"),
+];
+
 fn condition(only: Only) -> Result<SeccompCondition, seccompiler::BackendError> {
     /// The bits of a socket's kind that are not flags (`SOCK_TYPE_MASK` of linux/net.h).
     const KIND: u64 = 0xf;
@@ -224,9 +260,9 @@ fn rule(all: &[Only]) -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
-fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+fn program(calls: &[Call]) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules = BTreeMap::new();
-    for call in CALLS {
+    for call in calls {
         let conditions = call.only.iter().map(|all| rule(all));
         rules.insert(call.number, conditions.collect::<Result<_, _>>()?);
     }
@@ -240,12 +276,12 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     filter.try_into()
 }
 
-/// Ends the process, from now on, at any call that is not on the list.
+/// Ends the process, from now on, at any call that is not on a list.
 ///
 /// # Errors
 /// `EINVAL` on kernels without seccomp filters.
-pub(super) fn restrict() -> Result<(), SetupError> {
-    let program = program()
+pub(super) fn restrict(calls: &[Call]) -> Result<(), SetupError> {
+    let program = program(calls)
         .map_err(io::Error::other)
         .step(|| "making the filter of system calls".into())?;
     seccompiler::apply_filter(&program)
@@ -259,17 +295,19 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn the_list_is_short_and_has_no_call_twice() {
-        let names: BTreeSet<_> = CALLS.iter().map(|call| call.name).collect();
-        let numbers: BTreeSet<_> = CALLS.iter().map(|call| call.number).collect();
-        assert_eq!(names.len(), CALLS.len());
-        assert_eq!(numbers.len(), CALLS.len());
+    fn the_lists_are_short_and_have_no_call_twice() {
+        for calls in [CALLS, OPENER] {
+            let names: BTreeSet<_> = calls.iter().map(|call| call.name).collect();
+            let numbers: BTreeSet<_> = calls.iter().map(|call| call.number).collect();
+            assert_eq!(names.len(), calls.len());
+            assert_eq!(numbers.len(), calls.len());
+            assert!(calls.iter().all(|call| !call.reason.is_empty()));
+        }
         assert!(CALLS.len() <= 43, "pasta's number");
-        assert!(CALLS.iter().all(|call| !call.reason.is_empty()));
     }
 
     #[test]
     fn the_list_becomes_a_filter() {
-        assert!(program().unwrap().len() > CALLS.len());
+        assert!(program(CALLS).unwrap().len() > CALLS.len());
     }
 }

@@ -32,6 +32,8 @@ pub struct Counters {
     dropped_later: u64,
     /// Flows begun.
     pub flows_opened: u64,
+    /// Flows of published ports that went past the link.
+    pub flows_spliced: u64,
     /// Flows refused because of a limit.
     pub flows_refused: u64,
 }
@@ -46,6 +48,7 @@ impl Default for Counters {
             dropped: [0; DropReason::ALL.len()],
             dropped_later: 0,
             flows_opened: 0,
+            flows_spliced: 0,
             flows_refused: 0,
         }
     }

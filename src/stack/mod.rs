@@ -10,7 +10,7 @@
 //! - [`mapping`]: what an address leads to, consulted once for each new flow;
 //! - [`neighbours`], [`router`], [`dhcp`], [`dhcp6`], [`dns`], [`names`]: the services of the gateway
 //!   itself;
-//! - [`publish`]: ports of the host that lead inside;
+//! - [`publish`]: ports of the host that lead inside, over the link or, by [`spliced`], past it;
 //! - [`reassembly`], [`rate`], [`counters`], [`secrets`]: bounded memory, bounded answers, numbers,
 //!   unpredictability.
 
@@ -28,6 +28,7 @@ pub mod rate;
 pub mod reassembly;
 pub mod router;
 pub mod secrets;
+pub mod spliced;
 pub mod tcp;
 pub mod trains;
 pub mod udp;
@@ -38,10 +39,10 @@ use std::sync::Arc;
 
 use crate::buf::{LinkId, RxMeta, TxCapabilities};
 use crate::config::Config;
-use crate::flow::Flow;
 use crate::flow::key::{FlowKey, KeyedState};
 use crate::flow::table::Table;
 use crate::flow::tcp_engine::{EnginePool, Path};
+use crate::flow::{self, Flow};
 use crate::host::{Event, Host, Inbox, Token};
 use crate::net::Mac;
 
@@ -145,7 +146,11 @@ impl<H: Host> Stack<H> {
         if event.writable {
             self.tcp_connect_ended(turn, event.token);
         }
-        match self.table.get_mut(event.token) {
+        let (token, _) = flow::spliced::owner(event.token);
+        match self.table.get_mut(token) {
+            Some(Flow::Spliced(_)) => return self.spliced_ready(turn, event),
+            // The mark of an inner socket on the token of a flow that has none.
+            Some(_) if token != event.token => return,
             Some(Flow::Tcp(flow)) => flow.ready(event),
             Some(Flow::Udp(flow)) => flow.failed |= event.error,
             Some(Flow::Echo(flow)) => flow.failed |= event.error,
@@ -169,6 +174,7 @@ impl<H: Host> Stack<H> {
                     self.make_ready(token);
                 }
                 Some(Flow::Tcp(_)) => self.tcp_gave_up(turn, token),
+                Some(Flow::Spliced(_)) => self.spliced_overdue(turn, token),
                 Some(Flow::Query(_)) => self.query_timed_out(turn, token),
                 Some(Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_)) | None => {
                     self.table.remove(token);
@@ -215,6 +221,7 @@ impl<H: Host> Stack<H> {
     fn pump(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         match self.table.get(token) {
             Some(Flow::Tcp(_)) => self.pump_tcp(turn, token),
+            Some(Flow::Spliced(_)) => self.pump_spliced(turn, token),
             Some(Flow::Udp(_)) => self.udp_ready(turn, token),
             Some(Flow::Echo(_)) => self.echo_ready(turn, token),
             Some(Flow::Query(_)) => self.query_ready(turn, token),

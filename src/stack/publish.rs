@@ -2,7 +2,8 @@
 //!
 //! Owns the listening sockets. Comes in: connections and datagrams of the host's clients. Goes out:
 //! flows towards the guest whose source is the client itself (a client on the host's loopback
-//! appears as the gateway, which the guest can answer). Bind errors are the caller's to report.
+//! appears as the gateway, which the guest can answer); where the rule lets it, a connection goes past the
+//! link instead ([`super::spliced`]). Bind errors are the caller's to report.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -212,18 +213,24 @@ impl<H: Host> Stack<H> {
         else {
             return Step::Empty;
         };
-        let guest = rule.guest;
-        let (socket, client) = match turn.host.tcp_accept(listener) {
+        let (guest, splice) = (rule.guest, rule.splice);
+        let (mut socket, client) = match turn.host.tcp_accept(listener) {
             Ok(accepted) => accepted,
             Err(error) => return after_error(&error),
         };
+        if splice.takes(client.ip()) {
+            socket = match self.splice(turn, socket, client, guest) {
+                Ok(()) => return Step::Taken,
+                Err(socket) => socket,
+            };
+        }
         if let Err(error) = self.connect_guest(turn, socket, client, guest) {
             tracing::debug!(%client, %guest, %error, "published connection refused");
         }
         Step::Taken
     }
 
-    fn connect_guest(
+    pub(super) fn connect_guest(
         &mut self,
         turn: &mut Turn<'_, H>,
         socket: H::Tcp,

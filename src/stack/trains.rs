@@ -222,7 +222,10 @@ impl<H: Host> Stack<H> {
                 (None, Some(Flow::Udp(_))) => self.deliver_udp(turn, owner, first),
                 (None, Some(Flow::Echo(_))) => self.deliver_echo(turn, owner, first),
                 // A query takes its answer at once. Who is gone has nothing to receive.
-                (None, Some(Flow::Query(_) | Flow::Tcp(_) | Flow::Peer(_)) | None) => usize::MAX,
+                (
+                    None,
+                    Some(Flow::Query(_) | Flow::Tcp(_) | Flow::Spliced(_) | Flow::Peer(_)) | None,
+                ) => usize::MAX,
             };
             self.inbox.pass(passed);
         }

@@ -16,6 +16,9 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 /// Longest message that [`receive`] takes whole, bytes.
 pub const MAX_MESSAGE: usize = 8 * 1024;
 
+/// Most descriptors that [`send_all`] puts into a message.
+pub const MAX_DESCRIPTORS: usize = 16;
+
 /// Takes over a descriptor that the caller of this program opened and named on the command line.
 /// It is closed on exec from now on. A standard stream is handed over as a copy; in its place is
 /// `/dev/null`, so that its other end sees when the copy is closed.
@@ -105,6 +108,26 @@ fn is_open(number: RawFd) -> bool {
     fcntl(borrowed, FcntlArg::F_GETFD).is_ok()
 }
 
+/// Closes every descriptor but this one, the standard streams included, which has another number
+/// afterwards.
+///
+/// # Errors
+/// On kernels before 5.9.
+pub fn keep_only(socket: UnixStream) -> io::Result<UnixStream> {
+    dup2_stdin(&socket)?;
+    // Its old number is closed with the others.
+    std::mem::forget(socket);
+    // SAFETY: three integers. Whatever owned a descriptor is never looked at again: the only caller
+    // goes on with nothing but what is returned here, and never returns.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a duplicate was put there, and what else had the number, the standard input, is owned by
+    // nobody.
+    Ok(unsafe { OwnedFd::from_raw_fd(0) }.into())
+}
+
 /// Whether something can be written to a descriptor.
 #[must_use]
 pub fn is_writable(descriptor: BorrowedFd<'_>) -> bool {
@@ -151,10 +174,23 @@ pub fn message_pair() -> io::Result<(UnixStream, UnixStream)> {
 /// # Errors
 /// What `sendmsg(2)` reports.
 pub fn send(socket: &UnixStream, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<()> {
-    let raw = descriptor.map(AsRawFd::as_raw_fd);
-    let rights = raw.as_slice();
+    send_all(socket, bytes, descriptor.map_or(&[], std::slice::from_ref))
+}
+
+/// [`send`] with several descriptors, at most [`MAX_DESCRIPTORS`].
+///
+/// # Errors
+/// What `sendmsg(2)` reports; `InvalidInput` for too many.
+pub fn send_all(socket: &UnixStream, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
+    let mut raw = [-1; MAX_DESCRIPTORS];
+    let rights = raw
+        .get_mut(..descriptors.len())
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    for (number, descriptor) in rights.iter_mut().zip(descriptors) {
+        *number = descriptor.as_raw_fd();
+    }
     let control = [ControlMessage::ScmRights(rights)];
-    let control = if rights.is_empty() {
+    let control = if descriptors.is_empty() {
         &[][..]
     } else {
         &control[..]
@@ -174,6 +210,14 @@ pub fn send(socket: &UnixStream, bytes: &[u8], descriptor: Option<&OwnedFd>) -> 
 /// # Errors
 /// What `recvmsg(2)` reports.
 pub fn receive(socket: &UnixStream, bytes: &mut Vec<u8>) -> io::Result<Option<OwnedFd>> {
+    receive_all(socket, bytes).map(|mut received| received.pop())
+}
+
+/// Receives what [`send_all`] sent.
+///
+/// # Errors
+/// What `recvmsg(2)` reports.
+pub fn receive_all(socket: &UnixStream, bytes: &mut Vec<u8>) -> io::Result<Vec<OwnedFd>> {
     receive_with(socket, bytes, MsgFlags::empty())
 }
 
@@ -182,6 +226,14 @@ pub fn receive(socket: &UnixStream, bytes: &mut Vec<u8>) -> io::Result<Option<Ow
 /// # Errors
 /// `WouldBlock` when there is nothing yet.
 pub fn try_receive(socket: &UnixStream, bytes: &mut Vec<u8>) -> io::Result<Option<OwnedFd>> {
+    try_receive_all(socket, bytes).map(|mut received| received.pop())
+}
+
+/// [`receive_all`] without waiting.
+///
+/// # Errors
+/// `WouldBlock` when there is nothing yet.
+pub fn try_receive_all(socket: &UnixStream, bytes: &mut Vec<u8>) -> io::Result<Vec<OwnedFd>> {
     receive_with(socket, bytes, MsgFlags::MSG_DONTWAIT)
 }
 
@@ -189,19 +241,19 @@ fn receive_with(
     socket: &UnixStream,
     bytes: &mut Vec<u8>,
     flags: MsgFlags,
-) -> io::Result<Option<OwnedFd>> {
+) -> io::Result<Vec<OwnedFd>> {
     bytes.resize(MAX_MESSAGE, 0);
-    let mut control = nix::cmsg_space!(RawFd);
+    let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let mut vector = [IoSliceMut::new(bytes)];
     let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut vector, Some(&mut control), flags)?;
-    let mut received = None;
+    let mut received = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(descriptors) = control {
             for descriptor in descriptors {
                 // SAFETY: the kernel installed this descriptor for this message and nobody else
                 // has been told its number.
-                received = Some(unsafe { OwnedFd::from_raw_fd(descriptor) });
+                received.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
             }
         }
     }

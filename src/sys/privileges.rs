@@ -48,6 +48,14 @@ pub fn keep_low_ports() -> io::Result<()> {
     keep(CapabilitySet::NET_BIND_SERVICE & capabilities(None)?.permitted)
 }
 
+/// Gives up every capability.
+///
+/// # Errors
+/// What capset(2) reports.
+pub fn keep_nothing() -> io::Result<()> {
+    keep(CapabilitySet::empty())
+}
+
 fn keep(kept: CapabilitySet) -> io::Result<()> {
     // Without CAP_SETPCAP the bounding set stays; it only limits what exec could give, and nothing
     // is executed any more.

@@ -77,12 +77,13 @@ impl EventSet {
         Ok(Self(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
     }
 
-    /// Adds a descriptor, which leaves the set by being closed.
+    /// Adds a descriptor, which leaves the set by being closed. Urgent data are told of, too.
     ///
     /// # Errors
     /// `ENOSPC` at the limit on watches, `ENOMEM`.
     pub fn add(&self, descriptor: impl AsFd, data: u64) -> io::Result<()> {
         let interest = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLPRI
             | EpollFlags::EPOLLOUT
             | EpollFlags::EPOLLRDHUP
             | EpollFlags::EPOLLET;

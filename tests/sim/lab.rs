@@ -13,7 +13,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use tapgate::config::{Config, Protocol, Publish};
+use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{Sent, SocketId};
 use tapgate::net::{DropReason, Duration};
 
@@ -122,6 +122,7 @@ impl Lab {
             protocol: Protocol::Udp,
             host: addr("0.0.0.0:5353"),
             guest: addr("10.0.2.100:5000"),
+            splice: Splice::default(),
         };
         let mut id = None;
         self.0

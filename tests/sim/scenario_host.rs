@@ -4,7 +4,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tapgate::config::{Protocol, Publish};
+use tapgate::config::{Protocol, Publish, Splice};
 use tapgate::flow::Turn;
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 use tapgate::host::{DatagramRole, Event, QueuedError, Token};
@@ -189,7 +189,11 @@ impl World {
     pub(super) fn stray_event(&mut self, choices: &mut Choices<'_>) {
         let slot = u64::from(choices.byte() % 20);
         let generation = u64::from(choices.byte() % 4) << 32;
-        let published = if choices.chance(4) { 1 << 63 } else { 0 };
+        let published = match choices.below(5) {
+            0 => 1 << 63,
+            1 => 1 << 62,
+            _ => 0,
+        };
         let bits = choices.byte();
         let event = Event {
             token: Token(published | generation | slot),
@@ -197,6 +201,7 @@ impl World {
             writable: bits & 2 != 0,
             hangup: bits & 4 != 0,
             error: bits & 8 != 0,
+            urgent: bits & 16 != 0,
         };
         self.with_turn(|stack, turn| stack.handle_host(turn, event));
     }
@@ -216,6 +221,7 @@ impl World {
             protocol,
             host: listened(six, host),
             guest: SocketAddr::new(inside, guest),
+            splice: Splice::default(),
         };
         let id = self.stack.publish(&mut self.host, rule);
         self.published.push(id.map_err(|error| error.to_string())?);

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use tapgate::config::{Config, Dns, Protocol, Publish};
+use tapgate::config::{Config, Dns, Protocol, Publish, Splice};
 use tapgate::net::DropReason;
 
 use crate::lab::{FIRST, Lab, addr, millis, secs};
@@ -182,6 +182,7 @@ fn a_guest_s_advertisement_tells_where_it_is() {
         protocol: Protocol::Udp,
         host: addr("[::]:5353"),
         guest: addr("[fd00::77]:5000"),
+        splice: Splice::default(),
     };
     lab.0.publish(rule);
     let other = [2, 0, 0, 0, 0, 9];

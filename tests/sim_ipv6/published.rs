@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::socket::tcp::State;
-use tapgate::config::{Config, Protocol, Publish};
+use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::SocketId;
 use tapgate::net::{DropReason, Duration};
 
@@ -17,6 +17,7 @@ fn rule(protocol: Protocol, guest: &str) -> Publish {
         protocol,
         host: addr("[::]:8080"),
         guest: addr(guest),
+        splice: Splice::default(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{AddressPlan, Protocol, Publish};
+use crate::config::{AddressPlan, Protocol, Publish, Splice};
 
 /// Longest request, bytes.
 pub const MAX_REQUEST: usize = 4095;
@@ -156,6 +156,8 @@ fn add(arguments: &Map<String, Value>, plan: &AddressPlan) -> Result<Publish, Re
         protocol,
         host,
         guest: SocketAddr::new(guest, port("guest_port")?),
+        // As slirp4netns has it: the guest sees who is there, loopback clients as the gateway.
+        splice: Splice::Never,
     })
 }
 
@@ -193,8 +195,13 @@ fn entry((id, rule): &(usize, Publish)) -> String {
         (Protocol::Udp, false) => "udp",
         (Protocol::Udp, true) => "udp6",
     };
+    // Told of ports that slirp4netns could not have published, by `--publish`.
+    let splice = match rule.may_splice() {
+        true => format!(r#","splice":"{}""#, rule.splice),
+        false => String::new(),
+    };
     format!(
-        r#"{{"id":{id},"proto":"{proto}","host_addr":"{}","host_port":{},"guest_addr":"{}","guest_port":{}}}"#,
+        r#"{{"id":{id},"proto":"{proto}","host_addr":"{}","host_port":{},"guest_addr":"{}","guest_port":{}{splice}}}"#,
         rule.host.ip(),
         rule.host.port(),
         rule.guest.ip(),
@@ -226,6 +233,7 @@ mod tests {
             protocol: Protocol::Tcp,
             host: "0.0.0.0:8080".parse().unwrap(),
             guest: "10.0.2.100:80".parse().unwrap(),
+            splice: Splice::Never,
         };
         for arguments in [
             r#"{"proto":"tcp","host_port":8080,"guest_port":80}"#,
@@ -344,6 +352,7 @@ mod tests {
             protocol: Protocol::Tcp,
             host: "[::1]:8080".parse().unwrap(),
             guest: "10.0.2.100:80".parse().unwrap(),
+            splice: Splice::Never,
         };
         let list: Value = serde_json::from_str(&listed(&[(7, rule)])).unwrap();
         assert_eq!(list["entries"], list["return"]["entries"]);
@@ -352,6 +361,12 @@ mod tests {
             json!({"id":7,"proto":"tcp6","host_addr":"::1","host_port":8080,"guest_addr":"10.0.2.100","guest_port":80})
         );
         assert_eq!(listed(&[]), r#"{"return":{"entries":[]},"entries":[]}"#);
+        let spliced = Publish {
+            splice: Splice::Always,
+            ..rule
+        };
+        let list: Value = serde_json::from_str(&listed(&[(7, spliced)])).unwrap();
+        assert_eq!(list["entries"][0]["splice"], "always");
     }
 
     #[test]

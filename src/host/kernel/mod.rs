@@ -2,18 +2,22 @@
 //!
 //! Owns the epoll descriptor and the source of resolvers; sockets are owned by the flows. One
 //! descriptor (the epoll set) is watched by tokio, so a thousand sockets cost the runtime one
-//! registration (design.md 1.7). No policy: whether a destination may be reached is decided
+//! registration (design.md 1.7). Sockets inside the guest's namespace come by a line that is watched here
+//! ([`inside`]). No policy: whether a destination may be reached is decided
 //! before a call comes here.
 
 mod datagram;
 mod echo;
 mod error_queue;
+pub mod inside;
 mod marks;
+mod pipe;
 mod stream;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -26,9 +30,12 @@ use crate::config::{Config, Dns, Outbound};
 use crate::net::Marks;
 use crate::sys::readiness::{EventSet, Look, try_read, watch};
 use crate::sys::socket::accept;
+use inside::Inside;
+use pipe::Pipes;
 
 pub use datagram::KernelUdp;
 pub use echo::KernelEcho;
+pub use pipe::KernelPipe;
 pub use stream::KernelTcp;
 
 /// Events taken from the kernel in one turn: the budget of a turn.
@@ -40,6 +47,9 @@ const LISTEN_BACKLOG: i32 = 1024;
 /// An address that stands for all of IPv6 beyond the host's own networks: a route to it is a route to
 /// the Internet. Nothing is sent there.
 const ANYWHERE: Ipv6Addr = Ipv6Addr::new(0x2001, 0x500, 0x2, 0, 0, 0, 0, 0xc);
+
+/// Names the line to whoever opens sockets inside.
+const LINE: Token = Token(u64::MAX);
 
 /// Which resolvers there are.
 #[derive(Debug)]
@@ -60,6 +70,10 @@ pub struct KernelHost {
     outbound: Option<Outbound>,
     outbound6: Option<Outbound>,
     resolvers: Resolvers,
+    inside: Inside,
+    pipes: Pipes,
+    /// Events that came about without the kernel.
+    own_events: Vec<Event>,
 }
 
 impl KernelHost {
@@ -81,7 +95,22 @@ impl KernelHost {
                     fresh: false,
                 },
             },
+            inside: Inside::default(),
+            pipes: Pipes::default(),
+            own_events: Vec::new(),
         })
+    }
+
+    /// Has sockets inside the guest's namespace opened by the process at the other end of `line`.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` reports.
+    pub fn set_inside(&mut self, line: UnixStream) -> io::Result<()> {
+        self.inside = Inside::new(line);
+        match self.inside.line() {
+            Some(line) => self.watch(line, LINE),
+            None => Ok(()),
+        }
     }
 
     /// Waits until [`KernelHost::poll_events`] has something to tell.
@@ -123,16 +152,23 @@ impl KernelHost {
             Err(error) => return Err(error),
         };
         let failed = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
-        events.extend(buffer[..taken].iter().map(|event| {
+        let mut inside = false;
+        events.extend(buffer[..taken].iter().filter_map(|event| {
             let flags = event.events();
-            Event {
+            inside |= event.data() == LINE.0;
+            (event.data() != LINE.0).then(|| Event {
                 token: Token(event.data()),
                 readable: flags.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | failed),
                 writable: flags.intersects(EpollFlags::EPOLLOUT | failed),
                 hangup: flags.intersects(EpollFlags::EPOLLRDHUP | failed),
                 error: flags.contains(EpollFlags::EPOLLERR),
-            }
+                urgent: flags.contains(EpollFlags::EPOLLPRI),
+            })
         }));
+        events.append(&mut self.own_events);
+        if inside {
+            self.inside.collect(events);
+        }
         Ok(more)
     }
 
@@ -200,6 +236,7 @@ impl Host for KernelHost {
     type Listener = Socket;
     type Udp = KernelUdp;
     type Echo = KernelEcho;
+    type Pipe = KernelPipe;
 
     fn resolvers(&mut self) -> &[SocketAddr] {
         match &mut self.resolvers {
@@ -253,6 +290,26 @@ impl Host for KernelHost {
 
     fn tcp_watch(&mut self, token: Token, socket: &KernelTcp) -> io::Result<()> {
         self.watch(socket.as_fd(), token)
+    }
+
+    fn tcp_connect_inside(&mut self, token: Token, to: SocketAddr) -> io::Result<KernelTcp> {
+        let socket = Socket::from(self.inside.take(to.is_ipv6(), token)?);
+        let socket = KernelTcp::connect_inside(socket, to)?;
+        self.watch(socket.as_fd(), token)?;
+        Ok(socket)
+    }
+
+    fn give_inside_up(&mut self) {
+        tracing::warn!("nobody answers inside: published ports lead over the tap");
+        self.inside.give_up(&mut self.own_events);
+    }
+
+    fn pipe(&mut self) -> io::Result<KernelPipe> {
+        self.pipes.take()
+    }
+
+    fn return_pipe(&mut self, pipe: KernelPipe) {
+        self.pipes.put(pipe);
     }
 
     fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<KernelUdp> {

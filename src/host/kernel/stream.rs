@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::Socket;
 
 use super::error_queue::{keep_errors, next_error};
@@ -72,6 +73,26 @@ impl KernelTcp {
         })
     }
 
+    /// Begins a connection within another namespace, whose own address it comes from, so that whoever
+    /// trusts the loopback there alone does not take it for a neighbour's.
+    pub(super) fn connect_inside(socket: Socket, to: SocketAddr) -> io::Result<Self> {
+        prepare(&socket)?;
+        if !to.ip().is_loopback() {
+            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket.bind(&SocketAddr::new(to.ip(), 0).into())?;
+        }
+        match socket.connect(&to.into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            // That no socket can be had yet is told so; it is another matter.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::AddrNotAvailable.into());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(Self::accepted(socket, to))
+    }
+
     fn next_error(&self) -> Option<QueuedError> {
         let mut quoted = [0; 8];
         self.keeps_errors
@@ -79,7 +100,7 @@ impl KernelTcp {
             .flatten()
     }
 
-    /// Takes over a connection that a listener accepted.
+    /// Takes over a connection with nothing but hosts in between.
     pub(super) fn accepted(socket: Socket, peer: SocketAddr) -> Self {
         Self {
             socket,

@@ -13,13 +13,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::{
-    DatagramRole, EchoSocket, Host, Inbox, Outgoing, QueuedError, Received, TcpSocket, Token,
+    DatagramRole, EchoSocket, Host, Inbox, Outgoing, Pipe, QueuedError, Received, TcpSocket, Token,
     UdpSocket, datagrams,
 };
 use crate::net::Marks;
 use network::{Connection, DatagramState, ListenerState, State};
 
-pub use network::{ConnectAnswer, Network, Sent, SocketId};
+pub use network::{ConnectAnswer, Inside, Network, Sent, SocketId};
+
+/// Bytes that a simulated pipe holds.
+const PIPE: usize = 4096;
 
 /// The stack's side of a [`Network`].
 #[derive(Debug)]
@@ -57,6 +60,7 @@ impl Host for SimulatedHost {
     type Listener = SimulatedListener;
     type Udp = SimulatedDatagram;
     type Echo = SimulatedDatagram;
+    type Pipe = SimulatedPipe;
 
     fn resolvers(&mut self) -> &[SocketAddr] {
         self.resolvers.clone_from(&self.state.borrow().resolvers);
@@ -74,10 +78,7 @@ impl Host for SimulatedHost {
         marks: Marks,
     ) -> io::Result<SimulatedTcp> {
         let mut state = self.state.borrow_mut();
-        let fallback = state
-            .default_answer
-            .unwrap_or(ConnectAnswer::FailLater(libc::ECONNREFUSED));
-        let answer = state.answers.get(&remote).copied().unwrap_or(fallback);
+        let answer = state.answer(remote);
         if let ConnectAnswer::Fail(errno) = answer {
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -158,6 +159,42 @@ impl Host for SimulatedHost {
         state.connections[socket.id].token = Some(token);
         state.event_at(socket.id, true, true);
         Ok(())
+    }
+
+    fn tcp_connect_inside(&mut self, token: Token, to: SocketAddr) -> io::Result<SimulatedTcp> {
+        let mut state = self.state.borrow_mut();
+        match state.inside {
+            Inside::Nowhere => return Err(io::ErrorKind::Unsupported.into()),
+            Inside::Ready => {}
+            Inside::Slow | Inside::Silent => {
+                state.inside_waiting.push(token);
+                if state.inside == Inside::Slow {
+                    state.inside = Inside::Ready;
+                    state.answer_inside(false);
+                }
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+        drop(state);
+        self.tcp_connect(token, to, Marks::default())
+    }
+
+    fn give_inside_up(&mut self) {
+        let mut state = self.state.borrow_mut();
+        state.inside = Inside::Nowhere;
+        state.answer_inside(true);
+    }
+
+    fn pipe(&mut self) -> io::Result<SimulatedPipe> {
+        self.open()?;
+        Ok(SimulatedPipe {
+            state: Rc::clone(&self.state),
+            held: VecDeque::new(),
+        })
+    }
+
+    fn return_pipe(&mut self, pipe: SimulatedPipe) {
+        assert_eq!(pipe.held(), 0, "a pipe is given back empty");
     }
 
     fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<SimulatedDatagram> {
@@ -278,6 +315,44 @@ impl Drop for SimulatedTcp {
             // close(2) with data unread is a RST (RFC 2525 2.17).
             connection.reset_by_client |= !connection.to_client.is_empty();
         });
+        self.state.borrow_mut().open -= 1;
+    }
+}
+
+/// A simulated pipe.
+#[derive(Debug)]
+pub struct SimulatedPipe {
+    state: Rc<RefCell<State>>,
+    held: VecDeque<u8>,
+}
+
+impl Pipe<SimulatedTcp> for SimulatedPipe {
+    fn fill(&mut self, from: &mut SimulatedTcp, urgent: bool) -> io::Result<usize> {
+        assert!(self.held.is_empty(), "only an empty pipe is filled");
+        // As in the kernel, urgent data are passed by none of this but by a copy.
+        if from.with(|connection| connection.urgent) && !urgent {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut bytes = [0; PIPE];
+        let len = from.recv(&mut bytes)?;
+        from.with(|connection| connection.urgent = false);
+        self.held.extend(&bytes[..len]);
+        Ok(len)
+    }
+
+    fn drain(&mut self, to: &mut SimulatedTcp) -> io::Result<usize> {
+        let len = to.send(self.held.make_contiguous())?;
+        self.held.drain(..len);
+        Ok(len)
+    }
+
+    fn held(&self) -> usize {
+        self.held.len()
+    }
+}
+
+impl Drop for SimulatedPipe {
+    fn drop(&mut self) {
         self.state.borrow_mut().open -= 1;
     }
 }

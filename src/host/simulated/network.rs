@@ -29,6 +29,20 @@ pub enum ConnectAnswer {
     Silent,
 }
 
+/// Whether there is a way past the link, to sockets inside the guest's namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Inside {
+    /// There is none.
+    #[default]
+    Nowhere,
+    /// Sockets are in stock.
+    Ready,
+    /// The next one has to be waited for, then there are more.
+    Slow,
+    /// Whoever opens them says nothing.
+    Silent,
+}
+
 /// Names a simulated connection or datagram socket, in order of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketId(pub usize);
@@ -48,6 +62,8 @@ pub(super) struct Connection {
     pub(super) closed: bool,
     /// The server reads nothing until told to.
     pub(super) paused: bool,
+    /// The server has sent urgent data.
+    pub(super) urgent: bool,
     /// What the network says about a connect that fails.
     pub(super) error: Option<QueuedError>,
     pub(super) tos: u8,
@@ -69,6 +85,7 @@ impl Connection {
             reset_by_server: false,
             closed: false,
             paused: false,
+            urgent: false,
             buffer,
             error: None,
             tos: 0,
@@ -130,9 +147,27 @@ pub(super) struct State {
     pub(super) largest_datagram: Option<usize>,
     pub(super) fail_datagrams: Option<i32>,
     pub(super) datagram_calls: usize,
+    pub(super) inside: Inside,
+    /// Who waits for a socket inside.
+    pub(super) inside_waiting: Vec<Token>,
 }
 
 impl State {
+    /// What a connect to `remote` does.
+    pub(super) fn answer(&self, remote: SocketAddr) -> ConnectAnswer {
+        let fallback = self
+            .default_answer
+            .unwrap_or(ConnectAnswer::FailLater(libc::ECONNREFUSED));
+        self.answers.get(&remote).copied().unwrap_or(fallback)
+    }
+
+    /// Tells who waits for a socket inside that there is one, or never will be.
+    pub(super) fn answer_inside(&mut self, error: bool) {
+        for token in std::mem::take(&mut self.inside_waiting) {
+            self.push(Some(token), [false, true, false, error]);
+        }
+    }
+
     /// An event at a socket that is well.
     pub(super) fn event(&mut self, token: Option<Token>, readable: bool, writable: bool) {
         self.push(token, [readable, writable, false, false]);
@@ -162,6 +197,7 @@ impl State {
                 writable,
                 hangup,
                 error,
+                urgent: false,
             });
         }
     }
@@ -233,6 +269,17 @@ impl Network {
     #[must_use]
     pub fn tos(&self, id: SocketId) -> u8 {
         self.state.borrow().connections[id.0].tos
+    }
+
+    /// Decides whether there is a way past the link. Who waits for one hears of it.
+    pub fn set_inside(&self, inside: Inside) {
+        let mut state = self.state.borrow_mut();
+        state.inside = inside;
+        match inside {
+            Inside::Nowhere => state.answer_inside(true),
+            Inside::Ready | Inside::Slow => state.answer_inside(false),
+            Inside::Silent => {}
+        }
     }
 
     /// Sets the host's resolvers.
@@ -327,6 +374,25 @@ impl Network {
             state.event_at(id.0, true, false);
         }
         len
+    }
+
+    /// The server marks what it has sent last as urgent.
+    pub fn server_urges(&self, id: SocketId) {
+        let mut state = self.state.borrow_mut();
+        let connection = &mut state.connections[id.0];
+        connection.urgent = !connection.to_client.is_empty();
+        let token = connection.token;
+        let flags = Event {
+            token: token.unwrap_or(Token(0)),
+            readable: true,
+            writable: false,
+            hangup: false,
+            error: false,
+            urgent: true,
+        };
+        if token.is_some() {
+            state.events.push_back(flags);
+        }
     }
 
     /// The server ends its direction.

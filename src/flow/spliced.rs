@@ -1,0 +1,441 @@
+//! A TCP connection of a published port's client that goes past the link: two sockets of the host's
+//! kernel, the second one inside the guest's namespace, and pipes between them.
+//!
+//! Comes in: what became possible at either socket. Goes out: calls on both, and what the stack is to do
+//! next. While the inner connection is being made nothing is taken from the client, so that it can still go
+//! over the link. Ends of stream and resets cross over one by one, as in `tcp_open.rs`. A pipe is held
+//! only for as long as there is something in it.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::tcp::Progress;
+use super::tcp_open::is_end;
+use crate::host::{Event, Host, Pipe, TcpSocket, Token};
+
+/// Set in the tokens of the inner socket, beside those of the flow.
+const INSIDE: u64 = 1 << 62;
+
+/// Bytes that one direction may carry in one turn, about: the budget of a flow.
+const BUDGET: usize = 1 << 20;
+
+/// The token of a flow's inner socket.
+#[must_use]
+pub const fn inner(token: Token) -> Token {
+    Token(token.0 | INSIDE)
+}
+
+/// The flow that an event's token names, and whether it is the inner socket's.
+#[must_use]
+pub const fn owner(token: Token) -> (Token, bool) {
+    (Token(token.0 & !INSIDE), token.0 & INSIDE != 0)
+}
+
+/// Where the inner connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// To the guest's own address, which it then also comes from.
+    Own,
+    /// To the namespace's loopback.
+    Loopback,
+}
+
+/// How far the inner connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// Not decided.
+    Pending,
+    /// Refused at the guest's address: its loopback is asked now.
+    Loopback,
+    /// There is one.
+    Open,
+    /// The guest refuses.
+    Refused,
+    /// It can't be told: the link is the way.
+    OverLink,
+}
+
+/// A connection that goes past the link.
+#[derive(Debug)]
+pub struct SplicedFlow<S, P> {
+    client: SocketAddr,
+    guest: SocketAddr,
+    phase: Phase<S, P>,
+}
+
+#[derive(Debug)]
+enum Phase<S, P> {
+    Opening {
+        socket: S,
+        inside: Option<S>,
+        target: Target,
+    },
+    Open(Box<Joint<S, P>>),
+    Gone,
+}
+
+impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
+    /// A flow for a client that was accepted and is not watched yet.
+    #[must_use]
+    pub const fn new(socket: S, client: SocketAddr, guest: SocketAddr) -> Self {
+        Self {
+            client,
+            guest,
+            phase: Phase::Opening {
+                socket,
+                inside: None,
+                target: Target::Own,
+            },
+        }
+    }
+
+    /// Begins the inner connection, where it is not under way; `token` is the flow's.
+    pub fn connect<H>(&mut self, host: &mut H, token: Token) -> Opening
+    where
+        H: Host<Tcp = S, Pipe = P>,
+    {
+        let (client, guest) = (self.client, self.guest);
+        let Phase::Opening { inside, target, .. } = &mut self.phase else {
+            return Opening::Pending;
+        };
+        let mut moved_on = false;
+        while inside.is_none() {
+            let to = match target {
+                Target::Own => guest,
+                Target::Loopback => SocketAddr::new(loopback(guest.ip()), guest.port()),
+            };
+            match host.tcp_connect_inside(inner(token), to) {
+                Ok(socket) => *inside = Some(socket),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    let next = after_refusal(*target, client, &error);
+                    if next != Opening::Loopback {
+                        return next;
+                    }
+                    *target = Target::Loopback;
+                    moved_on = true;
+                }
+            }
+        }
+        if moved_on {
+            Opening::Loopback
+        } else {
+            Opening::Pending
+        }
+    }
+
+    /// The inner socket has something to say while its connection is being made.
+    pub fn proceed<H>(&mut self, host: &mut H, token: Token, event: Event) -> Opening
+    where
+        H: Host<Tcp = S, Pipe = P>,
+    {
+        let Phase::Opening { inside, target, .. } = &mut self.phase else {
+            return Opening::Pending;
+        };
+        let Some(socket) = inside else {
+            // There is no socket to be had, or one now.
+            return match (event.error, *target) {
+                (false, _) => self.connect(host, token),
+                (true, Target::Own) => Opening::OverLink,
+                (true, Target::Loopback) => Opening::Refused,
+            };
+        };
+        if !event.writable {
+            return Opening::Pending;
+        }
+        match socket.connect_outcome() {
+            Ok(()) => Opening::Open,
+            Err(error) => {
+                let next = after_refusal(*target, self.client, &error);
+                if next != Opening::Loopback {
+                    return next;
+                }
+                *inside = None;
+                *target = Target::Loopback;
+                let begun = self.connect(host, token);
+                if begun == Opening::Pending {
+                    Opening::Loopback
+                } else {
+                    begun
+                }
+            }
+        }
+    }
+
+    /// The time for the inner connection is over. True when nobody has given it a socket.
+    pub fn give_up(&self) -> (Opening, bool) {
+        match &self.phase {
+            Phase::Opening { inside, target, .. } => {
+                let next = match target {
+                    Target::Own => Opening::OverLink,
+                    Target::Loopback => Opening::Refused,
+                };
+                (next, inside.is_none())
+            }
+            Phase::Open(_) | Phase::Gone => (Opening::Pending, false),
+        }
+    }
+
+    /// Both connections are there: starts events for the client's, too.
+    ///
+    /// # Errors
+    /// When the poller has no room.
+    pub fn open<H>(&mut self, host: &mut H, token: Token) -> io::Result<()>
+    where
+        H: Host<Tcp = S, Pipe = P>,
+    {
+        match std::mem::replace(&mut self.phase, Phase::Gone) {
+            Phase::Opening {
+                socket,
+                inside: Some(inside),
+                ..
+            } => match host.tcp_watch(token, &socket) {
+                Ok(()) => self.phase = Phase::Open(Box::new(Joint::new(socket, inside))),
+                Err(error) => {
+                    socket.reset();
+                    inside.reset();
+                    return Err(error);
+                }
+            },
+            same @ (Phase::Opening { .. } | Phase::Open(_) | Phase::Gone) => self.phase = same,
+        }
+        Ok(())
+    }
+
+    /// Both sides have a connection.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open(_))
+    }
+
+    /// The client's socket and who it is, where the inner connection has not come to be.
+    #[must_use]
+    pub fn into_client(self) -> Option<(S, SocketAddr, SocketAddr)> {
+        match self.phase {
+            Phase::Opening { socket, .. } => Some((socket, self.client, self.guest)),
+            Phase::Open(_) | Phase::Gone => None,
+        }
+    }
+
+    /// Something became possible at one of the open connections.
+    pub fn ready(&mut self, event: Event, inside: bool) {
+        if let Phase::Open(joint) = &mut self.phase {
+            joint.sides[usize::from(inside)].ready(event);
+        }
+    }
+
+    /// Moves bytes both ways.
+    pub fn pump<H>(&mut self, host: &mut H) -> Progress
+    where
+        H: Host<Tcp = S, Pipe = P>,
+    {
+        let Phase::Open(joint) = &mut self.phase else {
+            return Progress::Idle;
+        };
+        match joint.pump(host) {
+            Ok(Progress::Gone) => {}
+            Ok(progress) => return progress,
+            Err(error) => {
+                tracing::debug!(client = %self.client, guest = %self.guest, %error, "connection failed");
+                if let Phase::Open(joint) = std::mem::replace(&mut self.phase, Phase::Gone) {
+                    for side in joint.sides {
+                        side.socket.reset();
+                    }
+                }
+            }
+        }
+        Progress::Gone
+    }
+
+    /// No pipe was to be had: it waits for one.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        matches!(&self.phase, Phase::Open(joint) if joint.starved)
+    }
+}
+
+const fn loopback(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    }
+}
+
+/// What a connect that failed means. Only a client of the host's loopback is let in to the guest's: to
+/// strangers it must stay closed (CVE-2021-20199).
+fn after_refusal(target: Target, client: SocketAddr, error: &io::Error) -> Opening {
+    let refused = error.kind() == ErrorKind::ConnectionRefused;
+    match target {
+        Target::Own if refused && client.ip().is_loopback() => Opening::Loopback,
+        Target::Own if refused => Opening::Refused,
+        Target::Own => Opening::OverLink,
+        Target::Loopback => Opening::Refused,
+    }
+}
+
+/// Two open connections, the client's first, and what is under way from each to the other.
+#[derive(Debug)]
+struct Joint<S, P> {
+    sides: [Side<S>; 2],
+    /// What came from the side of the same place.
+    pipes: [Option<P>; 2],
+    starved: bool,
+}
+
+/// One connection and what is known of it.
+#[derive(Debug)]
+struct Side<S> {
+    socket: S,
+    readable: bool,
+    writable: bool,
+    urgent: bool,
+    error: bool,
+    /// It spoke up after its end of stream: it may have been reset.
+    look_for_error: bool,
+    /// It has sent its end of stream, and that was passed on.
+    ended: bool,
+}
+
+impl<S> Side<S> {
+    const fn new(socket: S) -> Self {
+        // Taken to be ready: a call finds out for less than an event costs.
+        Self {
+            socket,
+            readable: true,
+            writable: true,
+            urgent: false,
+            error: false,
+            look_for_error: false,
+            ended: false,
+        }
+    }
+
+    fn ready(&mut self, event: Event) {
+        self.readable |= event.readable;
+        self.writable |= event.writable;
+        self.urgent |= event.urgent;
+        self.error |= event.error;
+        self.look_for_error |= event.error && self.ended;
+    }
+}
+
+impl<S: TcpSocket> Side<S> {
+    /// A reset that came after the end of stream.
+    fn check(&mut self) -> io::Result<()> {
+        if !std::mem::take(&mut self.look_for_error) {
+            return Ok(());
+        }
+        match self.socket.connect_outcome() {
+            Err(error) if is_end(&error) => Err(error),
+            Err(_) | Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// What is left of one direction in this turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    More,
+    /// No pipe is to be had.
+    Starved,
+}
+
+impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
+    const fn new(client: S, inside: S) -> Self {
+        Self {
+            sides: [Side::new(client), Side::new(inside)],
+            pipes: [None, None],
+            starved: false,
+        }
+    }
+
+    fn pump<H>(&mut self, host: &mut H) -> io::Result<Progress>
+    where
+        H: Host<Tcp = S, Pipe = P>,
+    {
+        let [client, inside] = &mut self.sides;
+        let [inwards, outwards] = &mut self.pipes;
+        let left = [
+            carry(host, client, inside, inwards)?,
+            carry(host, inside, client, outwards)?,
+        ];
+        client.check()?;
+        inside.check()?;
+        self.starved = left.contains(&Left::Starved);
+        Ok(if client.ended && inside.ended {
+            Progress::Gone
+        } else if left.contains(&Left::More) {
+            Progress::More
+        } else {
+            Progress::Idle
+        })
+    }
+}
+
+/// Carries one direction: an empty pipe is filled, and drained again at once.
+fn carry<H: Host>(
+    host: &mut H,
+    from: &mut Side<H::Tcp>,
+    to: &mut Side<H::Tcp>,
+    held: &mut Option<H::Pipe>,
+) -> io::Result<Left> {
+    let mut moved = 0;
+    let left = loop {
+        if let Some(pipe) = held {
+            moved += drain(pipe, to)?;
+            if pipe.held() > 0 {
+                return Ok(Left::Nothing);
+            }
+        }
+        if !from.readable || from.ended {
+            break Left::Nothing;
+        }
+        if moved >= BUDGET {
+            break Left::More;
+        }
+        let pipe = match held {
+            Some(pipe) => pipe,
+            None => match host.pipe() {
+                Ok(pipe) => held.insert(pipe),
+                Err(error) => {
+                    tracing::debug!(%error, "no pipe");
+                    return Ok(Left::Starved);
+                }
+            },
+        };
+        match pipe.fill(&mut from.socket, from.urgent) {
+            Ok(0) => {
+                from.ended = true;
+                // A RST may have come with the end, in one event: the kernel tells the end first.
+                from.look_for_error |= from.error;
+                to.socket.shutdown_write()?;
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                from.readable = false;
+                from.urgent = false;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    };
+    if let Some(pipe) = held.take() {
+        host.return_pipe(pipe);
+    }
+    Ok(left)
+}
+
+/// Gives on what a pipe holds, as far as it is taken.
+fn drain<S, P: Pipe<S>>(pipe: &mut P, to: &mut Side<S>) -> io::Result<usize> {
+    let mut moved = 0;
+    while to.writable && pipe.held() > 0 {
+        match pipe.drain(&mut to.socket) {
+            Ok(len) => moved += len,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => to.writable = false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(moved)
+}

@@ -1,0 +1,105 @@
+//! The kernel's pipes between two TCP sockets (splice(2)): bytes move by reference, not by copy.
+//!
+//! Owns the pipes that nobody needs at the moment. A pipe is needed only while something is in it, so
+//! thousands of connections at rest share a few. All pipes of a user count against one soft limit of pages
+//! (pipe(7), `pipe-user-pages-soft`), hence only a few are made larger than they come.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::unistd::pipe2;
+
+use super::stream::KernelTcp;
+use crate::host::{Pipe, TcpSocket};
+
+/// Bytes of a large pipe, counted as the kernel does, by pages. A page's place can hold a fragment of up
+/// to 32 KiB, so it holds much more.
+const LARGE: i32 = 256 * 1024;
+/// Large pipes at once: at most a sixteenth of what a user's pipes may have together by default.
+const MOST_LARGE: usize = 16;
+/// Pipes that are kept for the next to need one.
+const MOST_IDLE: usize = 16;
+/// Bytes that are asked for at once: more than any pipe holds.
+const ALL: usize = 1 << 30;
+/// Bytes that are copied at once where the kernel can't pass them by reference; any pipe holds these.
+const COPIED: usize = 4096;
+
+/// A pipe.
+#[derive(Debug)]
+pub struct KernelPipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    held: usize,
+    /// Counts it among the large ones for as long as it lives.
+    _large: Option<Rc<()>>,
+}
+
+impl KernelPipe {
+    /// Urgent data stop every way of taking data by reference (tcp_read_sock in net/ipv4/tcp.c).
+    fn copy(&mut self, from: &mut KernelTcp) -> io::Result<usize> {
+        let mut bytes = [0; COPIED];
+        let len = from.recv(&mut bytes)?;
+        nix::unistd::write(&self.write, &bytes[..len])?;
+        Ok(len)
+    }
+}
+
+impl Pipe<KernelTcp> for KernelPipe {
+    fn fill(&mut self, from: &mut KernelTcp, urgent: bool) -> io::Result<usize> {
+        let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
+        let taken = splice(&*from, None, &self.write, None, ALL, flags).map_err(io::Error::from);
+        let len = match taken {
+            Err(error) if urgent && error.kind() == io::ErrorKind::WouldBlock => self.copy(from)?,
+            taken => taken?,
+        };
+        self.held += len;
+        Ok(len)
+    }
+
+    fn drain(&mut self, to: &mut KernelTcp) -> io::Result<usize> {
+        let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
+        let len = splice(&self.read, None, &*to, None, self.held, flags)?;
+        self.held -= len;
+        Ok(len)
+    }
+
+    fn held(&self) -> usize {
+        self.held
+    }
+}
+
+/// Pipes for all connections.
+#[derive(Debug, Default)]
+pub(super) struct Pipes {
+    idle: Vec<KernelPipe>,
+    large: Rc<()>,
+}
+
+impl Pipes {
+    /// A pipe that was given back, or a new one.
+    pub(super) fn take(&mut self) -> io::Result<KernelPipe> {
+        if let Some(pipe) = self.idle.pop() {
+            return Ok(pipe);
+        }
+        let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        // One more than there are.
+        let room = Rc::strong_count(&self.large) <= MOST_LARGE;
+        // A refusal costs speed alone.
+        let large = room && fcntl(&write, FcntlArg::F_SETPIPE_SZ(LARGE)).is_ok();
+        Ok(KernelPipe {
+            read,
+            write,
+            held: 0,
+            _large: large.then(|| Rc::clone(&self.large)),
+        })
+    }
+
+    /// Keeps an empty pipe.
+    pub(super) fn put(&mut self, pipe: KernelPipe) {
+        if pipe.held == 0 && self.idle.len() < MOST_IDLE {
+            self.idle.push(pipe);
+        }
+    }
+}

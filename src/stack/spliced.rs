@@ -1,0 +1,147 @@
+//! The short cut of published ports: a client that may take it is joined to a socket inside the
+//! namespace, past the link.
+//!
+//! Comes in: a client of a port whose rule lets it. Goes out: a flow of two sockets; or, where there is no
+//! way inside, one over the link as if nothing had been tried. Moving bytes is `flow/spliced.rs`'s.
+
+use std::net::SocketAddr;
+
+use crate::flow::key::FlowKey;
+use crate::flow::spliced::{self, Opening, SplicedFlow};
+use crate::flow::tcp::Progress;
+use crate::flow::{Flow, Turn};
+use crate::host::{Event, Host, TcpSocket, Token};
+use crate::net::Duration;
+
+use super::Stack;
+
+/// How long the connection to the guest's address may take. It does not leave the kernel, so what is late
+/// gets no answer at all (its loopback interface is down), or waits for room in a queue, where a SYN is
+/// repeated after a second. Then the link is the way.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The same for the namespace's loopback, which no link leads to: as for a guest over the link.
+const LOOPBACK_PATIENCE: Duration = Duration::from_secs(75);
+/// An open connection needs no looking after.
+const OPEN: Duration = Duration::from_secs(3600);
+/// When a flow without a pipe looks for one again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl<H: Host> Stack<H> {
+    /// Begins a connection past the link.
+    ///
+    /// # Errors
+    /// Gives the client back when it has to go over the link.
+    pub(super) fn splice(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        socket: H::Tcp,
+        client: SocketAddr,
+        guest: SocketAddr,
+    ) -> Result<(), H::Tcp> {
+        // Where there are no descriptors for pipes the link carries it by what is there already.
+        let (Ok(token), Ok(pipe)) = (self.table.next_token(), turn.host.pipe()) else {
+            return Err(socket);
+        };
+        turn.host.return_pipe(pipe);
+        let mut flow = SplicedFlow::new(socket, client, guest);
+        let opening = flow.connect(turn.host, token);
+        if opening == Opening::OverLink {
+            return flow
+                .into_client()
+                .map_or(Ok(()), |(socket, ..)| Err(socket));
+        }
+        let key = FlowKey::Spliced {
+            link: self.link.id,
+            guest,
+            client,
+            serial: self.counters.flows_opened,
+        };
+        self.admit(token, key, Flow::Spliced(flow), turn.now + PATIENCE);
+        self.after_opening(turn, token, opening);
+        Ok(())
+    }
+
+    /// Something happened at one of a flow's sockets.
+    pub(super) fn spliced_ready(&mut self, turn: &mut Turn<'_, H>, event: Event) {
+        let (token, inside) = spliced::owner(event.token);
+        let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
+            return;
+        };
+        if flow.is_open() {
+            flow.ready(event, inside);
+            self.make_ready(token);
+        } else if inside {
+            let opening = flow.proceed(turn.host, token, event);
+            self.after_opening(turn, token, opening);
+        }
+    }
+
+    fn after_opening(&mut self, turn: &mut Turn<'_, H>, token: Token, opening: Opening) {
+        let now = turn.now;
+        match opening {
+            Opening::Pending => {}
+            Opening::Loopback => self.table.set_deadline(token, now + LOOPBACK_PATIENCE),
+            Opening::Open => {
+                let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
+                    return;
+                };
+                if let Err(error) = flow.open(turn.host, token) {
+                    tracing::debug!(%error, "published connection refused");
+                    self.table.remove(token);
+                    return;
+                }
+                self.counters.flows_spliced += 1;
+                self.table.set_deadline(token, now + OPEN);
+                self.make_ready(token);
+            }
+            Opening::Refused | Opening::OverLink => {
+                let Some(Flow::Spliced(flow)) = self.table.remove(token) else {
+                    return;
+                };
+                let Some((socket, client, guest)) = flow.into_client() else {
+                    return;
+                };
+                tracing::debug!(%client, %guest, ?opening, "no connection past the link");
+                if opening == Opening::Refused {
+                    socket.reset();
+                } else if let Err(error) = self.connect_guest(turn, socket, client, guest) {
+                    tracing::debug!(%client, %guest, %error, "published connection refused");
+                }
+            }
+        }
+    }
+
+    /// A flow's deadline has come.
+    pub(super) fn spliced_overdue(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let Some(Flow::Spliced(flow)) = self.table.get(token) else {
+            return;
+        };
+        if flow.is_open() {
+            self.table.set_deadline(token, turn.now + OPEN);
+            self.make_ready(token);
+            return;
+        }
+        let (opening, without_socket) = flow.give_up();
+        if without_socket {
+            turn.host.give_inside_up();
+        }
+        self.after_opening(turn, token, opening);
+    }
+
+    /// Lets a flow move bytes.
+    pub(super) fn pump_spliced(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
+            return;
+        };
+        match flow.pump(turn.host) {
+            Progress::More => self.make_ready(token),
+            Progress::Idle if flow.is_starved() => {
+                self.table.set_deadline(token, turn.now + PAUSE);
+            }
+            Progress::Idle => {}
+            Progress::Closed | Progress::Gone => {
+                self.table.remove(token);
+            }
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! Published ports past the tap on a real kernel, as an unprivileged user: whom the short cut is for, what
+//! the guest sees, that ends, resets and urgent data cross it, and what becomes of it when the process that
+//! opens the sockets inside dies, or its parent. Bytes in bulk are `ns_bulk.rs`'s.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also inside a helper"
+)]
+
+mod support;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, send};
+use nix::unistd::Pid;
+use std::os::fd::AsRawFd;
+use support::attached::{Attached, Net};
+use support::guest::Guest;
+use support::serve::{self, accept};
+use support::slirp4netns::Api;
+use support::sockets::{Sockets, assert_errno, reset};
+use support::world::World;
+use support::{
+    ANY, ANY6, GATEWAY, GUEST, GUEST6, LOOPBACK, LOOPBACK6, SOON, WORLD_A, at, wait_until,
+};
+
+/// The guest's service on every address; the host's port 8080 leads to it.
+fn listener(net: &Net) -> TcpListener {
+    net.guest.listen(at(ANY, 80)).unwrap()
+}
+
+/// A client at `to`, its other end inside, and whom the guest sees.
+#[track_caller]
+fn connected(net: &Net, listener: &TcpListener, to: SocketAddr) -> (TcpStream, TcpStream, IpAddr) {
+    let outside = net.world.connect(to).expect("the port is published");
+    let (inside, peer) = accept(listener);
+    (outside, inside, peer.ip())
+}
+
+#[track_caller]
+fn assert_carries(from: &mut TcpStream, to: &mut TcpStream, text: &[u8]) {
+    from.write_all(text).expect("it is connected");
+    let mut heard = vec![0; text.len()];
+    to.read_exact(&mut heard).expect("it is connected");
+    assert_eq!(heard, text);
+}
+
+/// What a client at `to` hears whom nobody serves.
+fn refused(net: &Net, to: SocketAddr) -> io::Result<usize> {
+    net.world.connect(to).and_then(|mut it| it.read(&mut [0]))
+}
+
+const REFUSED: &[i32] = &[libc::ECONNRESET, libc::ECONNREFUSED];
+
+// --- whom it is for ------------------------------------------------------------------------------
+
+#[test]
+fn client_on_loopback_looks_like_the_guest_itself_and_others_like_themselves() {
+    let net = Net::up(&["-p", "8080:80", "-p", "[::]:8080:80"]);
+    let four = net.guest.listen(at(GUEST, 80)).unwrap();
+    let six = net.guest.listen(at(GUEST6, 80)).unwrap();
+    for (listener, to, seen) in [
+        (&four, LOOPBACK, GUEST),
+        (&six, LOOPBACK6, GUEST6),
+        (&four, WORLD_A, WORLD_A),
+    ] {
+        let (mut outside, mut inside, peer) = connected(&net, listener, at(to, 8080));
+        assert_eq!(peer, seen, "a client at {to}");
+        assert_carries(&mut outside, &mut inside, b"question");
+        assert_carries(&mut inside, &mut outside, b"answer");
+    }
+}
+
+#[test]
+fn rule_forces_or_forbids_it() {
+    let net = Net::up(&[
+        "-p",
+        "8080:80,splice=never",
+        "-p",
+        "8081:80/tcp,splice=always",
+        "-p",
+        "8082:80,splice=auto",
+    ]);
+    let listener = listener(&net);
+    for (to, port, seen) in [
+        (LOOPBACK, 8080, GATEWAY),
+        (WORLD_A, 8080, WORLD_A),
+        (LOOPBACK, 8081, GUEST),
+        (WORLD_A, 8081, GUEST),
+        (LOOPBACK, 8082, GUEST),
+        (WORLD_A, 8082, WORLD_A),
+    ] {
+        let (.., peer) = connected(&net, &listener, at(to, port));
+        assert_eq!(peer, seen, "{to}:{port}");
+    }
+}
+
+#[test]
+fn service_on_the_namespaces_loopback_is_reached_from_the_hosts_alone() {
+    let net = Net::up(&[
+        "-p",
+        "8080:80",
+        "-p",
+        "8081:80,splice=never",
+        "-p",
+        "8082:80,splice=always",
+        "-p",
+        "[::1]:8080:80",
+    ]);
+    let four = net.guest.listen(at(LOOPBACK, 80)).unwrap();
+    let six = net.guest.listen(at(LOOPBACK6, 80)).unwrap();
+    for (listener, to, port) in [
+        (&four, LOOPBACK, 8080),
+        (&four, LOOPBACK, 8082),
+        (&six, LOOPBACK6, 8080),
+    ] {
+        let (mut outside, mut inside, peer) = connected(&net, listener, at(to, port));
+        assert_eq!(peer, to);
+        assert_carries(&mut outside, &mut inside, b"hello");
+    }
+    for (to, port) in [(WORLD_A, 8080), (LOOPBACK, 8081), (WORLD_A, 8082)] {
+        assert_errno(refused(&net, at(to, port)), REFUSED);
+    }
+}
+
+#[test]
+fn client_is_reset_when_nobody_listens_inside() {
+    let net = Net::up(&["-p", "8080:80", "-p", "[::1]:8080:80"]);
+    for to in [LOOPBACK, LOOPBACK6] {
+        assert_errno(refused(&net, at(to, 8080)), REFUSED);
+    }
+    // And is served as soon as somebody does.
+    let listener = listener(&net);
+    connected(&net, &listener, at(LOOPBACK, 8080));
+}
+
+#[test]
+fn ports_of_the_api_lead_over_the_tap_and_the_list_tells_which_do_not() {
+    let net = Net::up(&["-p", "8080:80", "--api-socket", "/mnt/api.sock"]);
+    let api = Api::new(&net.world, "api.sock");
+    api.publish("tcp", 8081, 80);
+    let listener = listener(&net);
+    for (port, seen) in [(8080, GUEST), (8081, GATEWAY)] {
+        let (.., peer) = connected(&net, &listener, at(LOOPBACK, port));
+        assert_eq!(peer, seen, "port {port}");
+    }
+    let told: Vec<_> = api
+        .list()
+        .iter()
+        .map(|it| it.get("splice").cloned())
+        .collect();
+    assert_eq!(told, [Some("auto".into()), None]);
+}
+
+// --- what crosses it -----------------------------------------------------------------------------
+
+#[test]
+fn half_closed_connection_still_carries_the_other_way() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    for swapped in [false, true] {
+        let (outside, inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+        let (mut ended, mut other) = if swapped {
+            (inside, outside)
+        } else {
+            (outside, inside)
+        };
+        assert_carries(&mut ended, &mut other, b"question");
+        ended.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(other.read(&mut [0]).unwrap(), 0, "the end has come");
+        for _ in 0..3 {
+            assert_carries(&mut other, &mut ended, &[7; 100_000]);
+        }
+        drop(other);
+        assert_eq!(ended.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+#[test]
+fn reset_crosses_both_ways_also_behind_an_end() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    for (swapped, ends_before) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (outside, inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+        let (mut resetting, mut other) = if swapped {
+            (inside, outside)
+        } else {
+            (outside, inside)
+        };
+        assert_carries(&mut resetting, &mut other, b"x");
+        if ends_before {
+            resetting.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(other.read(&mut [0]).unwrap(), 0);
+        }
+        reset(resetting);
+        let heard = wait_until("the reset", SOON, || other.write(b"x").err());
+        assert_errno::<()>(Err(heard), &[libc::ECONNRESET, libc::EPIPE]);
+    }
+}
+
+#[test]
+fn urgent_data_stay_in_the_stream() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    let (outside, inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+    for (mut from, mut to) in [
+        (outside.try_clone().unwrap(), inside.try_clone().unwrap()),
+        (inside, outside),
+    ] {
+        for _ in 0..3 {
+            from.write_all(b"plain ").unwrap();
+            send(from.as_raw_fd(), b"urgent", MsgFlags::MSG_OOB).unwrap();
+            from.write_all(b" after").unwrap();
+            let mut heard = [0; 18];
+            to.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"plain urgent after");
+        }
+    }
+}
+
+#[test]
+fn reader_that_stops_holds_its_own_connection_back_alone() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    let (mut stuck, _unread, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+    stuck.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    while let Ok(len) = stuck.write(&[1; 65536]) {
+        written += len;
+    }
+    assert!(written > 0, "it is connected");
+    for _ in 0..10 {
+        let (mut outside, mut inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+        assert_carries(&mut outside, &mut inside, &[3; 50_000]);
+    }
+}
+
+#[test]
+fn five_hundred_at_once_are_all_joined() {
+    let _ = tapgate::sys::process::raise_descriptor_limit();
+    let net = Net::up(&["-p", "8080:80"]);
+    // On the loopback alone: who took the tap would be refused.
+    let echo = serve::tcp_echo(net.guest.listen(at(LOOPBACK, 80)).unwrap());
+    let mut clients: Vec<_> = (0..500)
+        .map(|_| net.world.connect(at(LOOPBACK, 8080)).unwrap())
+        .collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.write_all(&number.to_be_bytes()).unwrap();
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        let mut back = [0; 8];
+        client.read_exact(&mut back).unwrap();
+        assert_eq!(back, number.to_be_bytes());
+    }
+    drop(clients);
+    drop(echo);
+}
+
+// --- the opener ----------------------------------------------------------------------------------
+
+/// A process's name and parent, from `/proc/PID/stat`.
+fn name_and_parent(pid: i32) -> Option<(String, i32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (head, tail) = stat.rsplit_once(')')?;
+    let mut fields = tail.split_ascii_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let name = head.split_once('(')?.1.to_owned();
+    (state != "Z").then_some((name, parent))
+}
+
+/// The opener among the descendants of a process.
+fn opener_of(ancestor: i32) -> Option<i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let descends = |pid: i32| {
+        std::iter::successors(Some(pid), |pid| name_and_parent(*pid).map(|it| it.1))
+            .any(|pid| pid == ancestor)
+    };
+    pids.into_iter().find(|pid| {
+        name_and_parent(*pid).is_some_and(|it| it.0 == "tapgate-opener") && descends(*pid)
+    })
+}
+
+#[track_caller]
+fn assert_gone(pid: i32) {
+    wait_until("the opener to be gone", SOON, || {
+        name_and_parent(pid).is_none().then_some(())
+    });
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+#[test]
+fn opener_is_there_only_where_a_port_may_need_it() {
+    for (options, needed) in [
+        (&["-p", "8080:80"][..], true),
+        (&["-p", "192.0.2.1:8080:80,splice=always"], true),
+        (&[], false),
+        (&["-p", "8080:80,splice=never"], false),
+        (&["-p", "192.0.2.1:8080:80"], false),
+        (&["-p", "8080:80/udp"], false),
+    ] {
+        let net = Net::up(options);
+        let pid = net.tapgate.pid();
+        assert_eq!(opener_of(pid).is_some(), needed, "{options:?}");
+    }
+}
+
+#[test]
+fn opener_has_no_powers_and_hardly_any_calls() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let opener = opener_of(net.tapgate.pid()).unwrap();
+    let filtered = wait_until("its filter", SOON, || {
+        let text = fs::read_to_string(format!("/proc/{opener}/status")).ok()?;
+        text.contains("Seccomp:\t2").then_some(text)
+    });
+    for line in [
+        "NoNewPrivs:\t1",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapInh:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+    ] {
+        assert!(filtered.contains(line), "{line}: {filtered}");
+    }
+    // Another process of the user may not look into it.
+    let mut look = net.world.command("ls");
+    let looked = support::process::run(look.arg(format!("/proc/{opener}/fd")));
+    assert!(looked.stderr.contains("denied"), "{looked:?}");
+}
+
+#[test]
+fn without_opener_the_tap_carries_connections() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    let opener = opener_of(net.tapgate.pid()).unwrap();
+    let (mut early, mut its_end, peer) = connected(&net, &listener, at(LOOPBACK, 8080));
+    assert_eq!(peer, GUEST);
+    signal(opener, Signal::SIGKILL);
+    // Sockets that were in stock may still be used; then there are none.
+    let (mut outside, mut inside) = wait_until("the tap to be taken", SOON, || {
+        let (outside, inside, peer) = connected(&net, &listener, at(LOOPBACK, 8080));
+        (peer == GATEWAY).then_some((outside, inside))
+    });
+    assert_carries(&mut outside, &mut inside, b"hello");
+    assert_carries(&mut inside, &mut outside, b"there");
+    assert_carries(&mut early, &mut its_end, b"still joined");
+}
+
+#[test]
+fn stopped_opener_delays_and_then_the_tap_carries_connections() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let opener = opener_of(net.tapgate.pid()).unwrap();
+    signal(opener, Signal::SIGSTOP);
+    let listener = listener(&net);
+    for _ in 0..2 {
+        let (mut outside, mut inside, peer) = connected(&net, &listener, at(LOOPBACK, 8080));
+        assert_eq!(peer, GATEWAY);
+        assert_carries(&mut outside, &mut inside, b"hello");
+    }
+    let Net { tapgate, .. } = net;
+    tapgate.signal(Signal::SIGTERM);
+    assert_eq!(tapgate.finish(SOON).code(), 0);
+    assert_gone(opener);
+}
+
+#[test]
+fn opener_goes_with_tapgate_however_that_ends() {
+    for end in [Signal::SIGKILL, Signal::SIGTERM] {
+        let Net {
+            tapgate,
+            guest,
+            world,
+        } = Net::up(&["-p", "8080:80"]);
+        let opener = opener_of(tapgate.pid()).unwrap();
+        tapgate.signal(end);
+        tapgate.finish(SOON);
+        assert_gone(opener);
+        drop((guest, world));
+    }
+}
+
+#[test]
+fn end_of_the_target_is_noticed_though_the_opener_is_inside() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let path = format!("/proc/{}/ns/net", guest.pid());
+    let tapgate = Attached::start(&world, &["-p", "8080:80", &path]);
+    let opener = opener_of(tapgate.pid()).unwrap();
+    drop(guest);
+    assert_eq!(tapgate.finish(SOON).code(), 0);
+    assert_gone(opener);
+}
+
+#[test]
+fn command_is_reached_past_the_tap_and_leaves_no_opener_behind() {
+    for end in [None, Some(Signal::SIGKILL)] {
+        let world = World::new();
+        // On the loopback, where only the short cut leads.
+        let script = "echo ready; exec socat TCP-LISTEN:80,bind=127.0.0.1 EXEC:'echo inside'";
+        let mut running = world.start_inside(&["-p", "8080:80"], script);
+        running.wait_for_output("ready");
+        let opener = opener_of(running.pid()).unwrap();
+        if let Some(end) = end {
+            running.signal(end);
+            running.finish(SOON);
+        } else {
+            let heard = wait_until("the command to answer", SOON, || {
+                let mut stream = world.connect(at(LOOPBACK, 8080)).ok()?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text).ok()?;
+                (!text.is_empty()).then_some(text)
+            });
+            assert_eq!(heard, "inside\n");
+            assert_eq!(running.finish(SOON).code(), 0);
+        }
+        assert_gone(opener);
+    }
+}
+
+#[test]
+fn guest_whose_loopback_is_down_is_reached_over_the_tap() {
+    let net = Net::up(&["--no-configure", "-p", "8080:80"]);
+    let script = "ip address add 10.0.2.100/24 dev tap0; ip link set tap0 up
+        ip route add default via 10.0.2.2";
+    net.guest.run("sh", &["-ec", script]).output();
+    let listener = listener(&net);
+    let (mut outside, mut inside, peer) = connected(&net, &listener, at(LOOPBACK, 8080));
+    assert_eq!(peer, GATEWAY);
+    assert_carries(&mut outside, &mut inside, b"hello");
+    // Once it is up, the short cut works.
+    net.guest.run("ip", &["link", "set", "lo", "up"]).output();
+    let (.., peer) = connected(&net, &listener, at(LOOPBACK, 8080));
+    assert_eq!(peer, GUEST);
+}
+
+#[test]
+fn service_on_every_address_of_both_families_is_reached_by_ipv4() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = net.guest.listen(at(ANY6, 80)).unwrap();
+    let (mut outside, mut inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+    assert_carries(&mut outside, &mut inside, b"hello");
+}
