@@ -320,12 +320,15 @@ fn who_opens_no_sockets_is_given_up_once() {
 fn lack_of_descriptors_costs_the_short_cut_alone() {
     let mut sim = published(Splice::Auto, SERVICE);
     let (outside, inside) = joined(&mut sim);
-    sim.net.fail_open(Some(libc::EMFILE));
+    sim.net.fail_pipe(Some(libc::EMFILE));
     let sent = pattern(9000, 2);
     assert_eq!(sim.net.server_write(outside, &sent), sent.len());
     sim.settle(seconds(1));
     assert_eq!(sim.net.server_unread(inside), 0, "no pipe");
-    sim.net.fail_open(None);
+    let listener = sim.listen(80);
+    client(&sim, "127.0.0.1:5001");
+    assert!(over_link(&mut sim, listener, seconds(1)));
+    sim.net.fail_pipe(None);
     assert!(arrives(&mut sim, inside, sent.len()) == sent);
 }
 
@@ -423,7 +426,7 @@ proptest! {
                     reset = true;
                     sim.net.server_reset(sides[usize::from(side)]);
                 }
-                Step::Starve(starve) => sim.net.fail_open(starve.then_some(libc::EMFILE)),
+                Step::Starve(starve) => sim.net.fail_pipe(starve.then_some(libc::EMFILE)),
                 Step::Wait => {
                     sim.run(Duration::from_millis(200), |_| false);
                 }
@@ -431,7 +434,7 @@ proptest! {
             }
             sim.step();
         }
-        sim.net.fail_open(None);
+        sim.net.fail_pipe(None);
         for side in [0, 1] {
             sim.net.server_pause(sides[side], false);
             if !shut[side] {

@@ -14,9 +14,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, chdir, getppid, setpgid};
 use socket2::{Domain, Socket, Type};
 
-use super::{SetupError, Step, system_calls};
+use super::system_calls::{self, Filter};
+use super::{SetupError, Step};
 use crate::host::kernel::inside::{BATCH, request};
-use crate::sys::{fd, privileges, process};
+use crate::sys::{fd, memory, privileges, process};
 
 /// Both ends of a line; the first one is ours.
 ///
@@ -77,6 +78,9 @@ fn confine(line: UnixStream, parent: Pid) -> Result<UnixStream, SetupError> {
     if getppid() != parent {
         return Err(SetupError::ChildGone);
     }
-    system_calls::restrict(system_calls::OPENER)?;
+    let filter = Filter::of(system_calls::OPENER)?;
+    // It is to be small, and needs hardly anything of what it has been through.
+    let _ = memory::release_text();
+    filter.enter()?;
     Ok(line)
 }

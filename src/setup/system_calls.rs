@@ -281,12 +281,27 @@ fn program(calls: &[Call]) -> Result<BpfProgram, seccompiler::BackendError> {
 /// # Errors
 /// `EINVAL` on kernels without seccomp filters.
 pub(super) fn restrict(calls: &[Call]) -> Result<(), SetupError> {
-    let program = program(calls)
-        .map_err(io::Error::other)
-        .step(|| "making the filter of system calls".into())?;
-    seccompiler::apply_filter(&program)
-        .map_err(io::Error::other)
-        .step(|| "filtering system calls".into())
+    Filter::of(calls)?.enter()
+}
+
+/// A filter that is ready to be entered.
+pub(super) struct Filter(BpfProgram);
+
+impl Filter {
+    /// The filter that ends the process at any call that is not on a list.
+    pub(super) fn of(calls: &[Call]) -> Result<Self, SetupError> {
+        let program = program(calls)
+            .map_err(io::Error::other)
+            .step(|| "making the filter of system calls".into())?;
+        Ok(Self(program))
+    }
+
+    /// From now on it holds.
+    pub(super) fn enter(&self) -> Result<(), SetupError> {
+        seccompiler::apply_filter(&self.0)
+            .map_err(io::Error::other)
+            .step(|| "filtering system calls".into())
+    }
 }
 
 #[cfg(test)]

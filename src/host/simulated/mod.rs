@@ -186,6 +186,9 @@ impl Host for SimulatedHost {
     }
 
     fn pipe(&mut self) -> io::Result<SimulatedPipe> {
+        if let Some(errno) = self.state.borrow().fail_pipe {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         self.open()?;
         Ok(SimulatedPipe {
             state: Rc::clone(&self.state),

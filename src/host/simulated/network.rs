@@ -142,6 +142,7 @@ pub(super) struct State {
     pub(super) socket_buffer: Option<usize>,
     pub(super) fail_open: Option<i32>,
     pub(super) fail_echo: Option<i32>,
+    pub(super) fail_pipe: Option<i32>,
     pub(super) connect_errors: HashMap<SocketAddr, QueuedError>,
     pub(super) without_ipv6: bool,
     pub(super) largest_datagram: Option<usize>,
@@ -300,6 +301,11 @@ impl Network {
     /// Makes every opening of an echo socket fail with this OS error, or work again.
     pub fn fail_echo(&self, errno: Option<i32>) {
         self.state.borrow_mut().fail_echo = errno;
+    }
+
+    /// Makes every opening of a pipe fail with this OS error, or work again.
+    pub fn fail_pipe(&self, errno: Option<i32>) {
+        self.state.borrow_mut().fail_pipe = errno;
     }
 
     /// Sockets of all kinds that the stack has open: a leak shows here.
