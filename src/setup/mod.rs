@@ -23,7 +23,7 @@ pub mod escape;
 pub mod guest;
 pub mod idmap;
 pub mod keeper;
-mod opener;
+pub mod opener;
 pub mod resolv_conf;
 pub mod run;
 pub mod sandbox;

@@ -51,9 +51,7 @@ impl Pipe<KernelTcp> for KernelPipe {
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
         let taken = splice(&*from, None, &self.write, None, ALL, flags).map_err(io::Error::from);
         let len = match taken {
-            Err(error) if urgent && error.kind() == io::ErrorKind::WouldBlock => {
-                self.copy(from)?
-            }
+            Err(error) if urgent && error.kind() == io::ErrorKind::WouldBlock => self.copy(from)?,
             taken => taken?,
         };
         self.held += len;
@@ -62,9 +60,14 @@ impl Pipe<KernelTcp> for KernelPipe {
 
     fn drain(&mut self, to: &mut KernelTcp) -> io::Result<usize> {
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
-        let len = splice(&self.read, None, &*to, None, self.held, flags)?;
-        self.held -= len;
-        Ok(len)
+        match splice(&self.read, None, &*to, None, self.held, flags)? {
+            // It would be asked for ever.
+            0 => Err(io::ErrorKind::WriteZero.into()),
+            len => {
+                self.held -= len;
+                Ok(len)
+            }
+        }
     }
 
     fn held(&self) -> usize {
