@@ -8,6 +8,8 @@
 use std::num::NonZeroU16;
 use std::ops::Range;
 
+pub use crate::sys::memory::zeroed;
+
 /// Bytes of Ethernet header in front of every packet.
 pub const ETHERNET_HEADER: usize = 14;
 

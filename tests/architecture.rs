@@ -14,7 +14,7 @@ use std::{fs, io};
 /// The level table, lowest first: a room, and the rooms that it may name beside itself.
 const ROOMS: &[(&str, &[&str])] = &[
     ("sys", &[]),
-    ("buf", &[]),
+    ("buf", &["sys"]),
     ("config", &[]),
     ("net", &["buf"]),
     ("host", &["sys", "buf", "net", "config"]),

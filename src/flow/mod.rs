@@ -15,7 +15,10 @@ pub mod table;
 pub mod tcp;
 mod tcp_device;
 pub mod tcp_engine;
+mod tcp_memory;
 mod tcp_open;
+pub mod tcp_pool;
+mod tcp_rest;
 pub mod udp;
 
 use crate::buf::TxBatch;

@@ -14,6 +14,9 @@ use crate::net::Instant;
 /// Generations wrap below this; the bit above marks tokens that are not flows.
 const GENERATION_MASK: u64 = 0x3fff_ffff;
 
+/// Room for this many flows is kept when most have gone.
+const KEPT: usize = 1024;
+
 /// The table holds as many flows as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the limit on flows is reached")]
@@ -43,6 +46,10 @@ pub struct Table<F> {
     /// Flows that are over but remembered, oldest first: they give way to new ones.
     evictable: VecDeque<Token>,
     limit: usize,
+    /// The generation of slots that are new: above those of slots that were given up.
+    first_generation: u64,
+    /// When no more flows than this are left, room is given up.
+    shrink_at: usize,
 }
 
 fn token(index: u32, generation: u64) -> Token {
@@ -69,6 +76,8 @@ impl<F> Table<F> {
             deadlines: BinaryHeap::new(),
             evictable: VecDeque::new(),
             limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            first_generation: 0,
+            shrink_at: 0,
         }
     }
 
@@ -99,7 +108,10 @@ impl<F> Table<F> {
                 index,
                 self.slots[usize::try_from(index).unwrap_or(usize::MAX)].generation,
             )),
-            None => Ok(token(u32::try_from(self.slots.len()).map_err(|_| Full)?, 0)),
+            None => {
+                let index = u32::try_from(self.slots.len()).map_err(|_| Full)?;
+                Ok(token(index, self.first_generation))
+            }
         }
     }
 
@@ -112,9 +124,10 @@ impl<F> Table<F> {
         debug_assert!(!self.index.contains_key(&key), "a key names one flow");
         if self.free.pop().is_none() {
             self.slots.push(Slot {
-                generation: 0,
+                generation: self.first_generation,
                 entry: None,
             });
+            self.shrink_at = self.shrink_at.max(self.slots.len() / 8);
         }
         let entry = Entry {
             key,
@@ -197,7 +210,31 @@ impl<F> Table<F> {
         self.trim_deadlines();
         self.free
             .push(u32::try_from(slot_of(token)).unwrap_or(u32::MAX));
+        if self.index.len() <= self.shrink_at && self.slots.len() > KEPT {
+            self.shrink();
+        }
         Some(entry.flow)
+    }
+
+    /// Gives up room that a crowd has left behind. Slots of flows stay where they are; what is behind the
+    /// last one goes.
+    fn shrink(&mut self) {
+        let last = self.slots.iter().rposition(|slot| slot.entry.is_some());
+        let kept = last.map_or(0, |last| last + 1).max(KEPT);
+        for slot in self.slots.drain(kept.min(self.slots.len())..) {
+            // A late event must not find a stranger in a slot that is made anew.
+            let above = (slot.generation + 1) & GENERATION_MASK;
+            self.first_generation = self.first_generation.max(above);
+        }
+        self.slots.shrink_to(KEPT);
+        self.free
+            .retain(|&index| usize::try_from(index).is_ok_and(|index| index < kept));
+        self.free.shrink_to(KEPT);
+        self.index.shrink_to(KEPT);
+        self.deadlines.shrink_to(KEPT);
+        self.evictable.shrink_to(KEPT);
+        // Where the last one is in the way, this waits until there are half as many.
+        self.shrink_at = self.index.len() / 2;
     }
 
     /// Moves a flow's deadline.
@@ -355,6 +392,30 @@ mod tests {
         assert_eq!(slot_of(old), slot_of(new), "the slot is used again");
         assert_eq!(table.get(old), None);
         assert_eq!(table.get(new), Some(&2));
+    }
+
+    #[test]
+    fn a_crowd_leaves_no_room_behind() {
+        let mut table = table(u32::MAX);
+        let crowd: Vec<_> = (0..10_000)
+            .map(|n| table.insert(key(n), n, at(1)).unwrap())
+            .collect();
+        for token in &crowd[1..] {
+            table.remove(*token);
+        }
+        assert_eq!(table.check(), Ok(()));
+        assert!(
+            table.slots.capacity() <= 2 * KEPT,
+            "{}",
+            table.slots.capacity()
+        );
+        assert!(table.index.capacity() <= 4 * KEPT);
+        assert_eq!(table.get(crowd[0]), Some(&0));
+        for n in 1..10_000 {
+            table.insert(key(n), n, at(1)).unwrap();
+        }
+        let strangers = crowd[1..].iter().filter(|old| table.get(**old).is_some());
+        assert_eq!(strangers.count(), 0, "late events find nobody");
     }
 
     #[test]

@@ -7,8 +7,10 @@
 
 use std::io::{self, ErrorKind};
 
-use super::tcp_engine::{Engine, EnginePool, LastSent, Path, Syn};
+use super::tcp_engine::{Engine, LastSent, Path, Syn};
 use super::tcp_open::Open;
+use super::tcp_pool::EnginePool;
+use super::tcp_rest::Rest;
 use crate::buf::TxBatch;
 use crate::host::{Event, QueuedError, TcpSocket};
 use crate::net::emit::{self, BareSegment, Ends};
@@ -23,6 +25,9 @@ const GUEST_PATIENCE: Duration = Duration::from_secs(75);
 
 /// How long the end of a connection is remembered, to answer a repeated FIN.
 pub(super) const TIME_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a flow that has something to do waits for memory.
+const MEMORY_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What a step of a flow led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +67,9 @@ enum Phase<S> {
     /// The guest's SYN waits for the host to connect.
     Connecting { socket: S, syn: Syn },
     /// Both sides have a connection, or the guest is being connected to.
-    Open(Box<Open<S>>),
+    Open(Open<S>),
+    /// So they have, but nothing moves.
+    Resting(Open<S, Rest>),
     /// Over, but a repeated FIN is answered.
     TimeWait(LastSent),
     /// Over.
@@ -88,7 +95,7 @@ impl<S: TcpSocket> TcpFlow<S> {
         ends: Ends,
         path: Path,
         socket: S,
-        mut engine: Engine,
+        mut engine: Box<Engine>,
         now: Instant,
     ) -> Option<Self> {
         engine.connect(ends.reversed()).ok()?;
@@ -97,7 +104,7 @@ impl<S: TcpSocket> TcpFlow<S> {
             ends,
             tried: 0,
             path,
-            state: Phase::Open(Box::new(Open::new(engine, socket, guest_deadline))),
+            state: Phase::Open(Open::new(engine, socket, guest_deadline)),
         })
     }
 
@@ -125,7 +132,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn connect_error(&mut self) -> Option<QueuedError> {
         match &mut self.state {
             Phase::Connecting { socket, .. } => socket.connect_error(),
-            Phase::Open(_) | Phase::TimeWait(_) | Phase::Gone => None,
+            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => None,
         }
     }
 
@@ -134,7 +141,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn is_connected_already(&self) -> bool {
         match &self.state {
             Phase::Connecting { socket, .. } => socket.is_connected_already(),
-            Phase::Open(_) | Phase::TimeWait(_) | Phase::Gone => false,
+            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => false,
         }
     }
 
@@ -143,14 +150,16 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub const fn waiting_syn(&self) -> Option<Syn> {
         match &self.state {
             Phase::Connecting { syn, .. } => Some(*syn),
-            Phase::Open(_) | Phase::TimeWait(_) | Phase::Gone => None,
+            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => None,
         }
     }
 
     /// The host socket became ready.
     pub fn ready(&mut self, event: Event) {
-        if let Phase::Open(open) = &mut self.state {
-            open.ready(event);
+        match &mut self.state {
+            Phase::Open(open) => open.ready(event),
+            Phase::Resting(open) => open.ready(event),
+            Phase::Connecting { .. } | Phase::TimeWait(_) | Phase::Gone => {}
         }
     }
 
@@ -159,7 +168,7 @@ impl<S: TcpSocket> TcpFlow<S> {
         &mut self,
         now: Instant,
         tx: &mut TxBatch,
-        engine: impl FnOnce(Path, std::net::IpAddr) -> Engine,
+        engine: impl FnOnce(Path, std::net::IpAddr) -> Option<Box<Engine>>,
     ) -> Connected {
         let Phase::Connecting { socket, syn } = &mut self.state else {
             return Connected::Pending;
@@ -170,13 +179,15 @@ impl<S: TcpSocket> TcpFlow<S> {
             return Connected::Failed(error);
         }
         let syn = *syn;
-        let mut engine = engine(self.path, self.ends.dst.ip());
+        let Some(mut engine) = engine(self.path, self.ends.dst.ip()) else {
+            return Connected::Failed(ErrorKind::OutOfMemory.into());
+        };
         if engine.accept(now, tx, self.ends, syn).is_err() {
             return Connected::Failed(ErrorKind::InvalidInput.into());
         }
         if let Phase::Connecting { socket, .. } = std::mem::replace(&mut self.state, Phase::Gone) {
             let open = Open::new(engine, socket, now + GUEST_PATIENCE).marked(syn.tos);
-            self.state = Phase::Open(Box::new(open));
+            self.state = Phase::Open(open);
         }
         Connected::Yes
     }
@@ -186,15 +197,18 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn segment(
         &mut self,
         now: Instant,
-        tx: &mut TxBatch,
+        (tx, pool): (&mut TxBatch, &mut EnginePool),
         segment: &TcpSegment,
         packet: &[u8],
     ) -> bool {
+        self.wake(now, pool);
         match &mut self.state {
             Phase::Open(open) => {
                 open.segment(now, tx, segment, packet);
                 true
             }
+            // No memory: the guest will send it again.
+            Phase::Resting(_) => false,
             // The guest gave up or started over while the host connects.
             Phase::Connecting { syn, .. } => {
                 if segment.has(tcp_flags::RST) && segment.seq == syn.seq.wrapping_add(1) {
@@ -231,7 +245,9 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn refuse(&mut self) -> bool {
         match &mut self.state {
             Phase::Open(open) => open.refuse(),
-            Phase::Connecting { .. } | Phase::TimeWait(_) | Phase::Gone => false,
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => {
+                false
+            }
         }
     }
 
@@ -244,7 +260,7 @@ impl<S: TcpSocket> TcpFlow<S> {
                 segment.is_connect() && segment.seq.wrapping_sub(last.ack).cast_signed() >= 0
             }
             Phase::Gone => true,
-            Phase::Connecting { .. } | Phase::Open(_) => false,
+            Phase::Connecting { .. } | Phase::Open(_) | Phase::Resting(_) => false,
         }
     }
 
@@ -262,10 +278,18 @@ impl<S: TcpSocket> TcpFlow<S> {
 
     /// Moves bytes both ways and sends what is due.
     pub fn pump(&mut self, now: Instant, tx: &mut TxBatch, pool: &mut EnginePool) -> Progress {
+        if let Phase::Resting(open) = &self.state
+            && (open.is_called() || now >= open.deadline())
+        {
+            self.wake(now, pool);
+        }
         let Phase::Open(open) = &mut self.state else {
             return match self.state {
                 Phase::Gone => Progress::Gone,
-                Phase::Connecting { .. } | Phase::Open(_) | Phase::TimeWait(_) => Progress::Idle,
+                Phase::Connecting { .. }
+                | Phase::Open(_)
+                | Phase::Resting(_)
+                | Phase::TimeWait(_) => Progress::Idle,
             };
         };
         let progress = open.pump(now, tx);
@@ -289,6 +313,10 @@ impl<S: TcpSocket> TcpFlow<S> {
         match &mut self.state {
             Phase::Connecting { .. } => Self::connect_deadline(now),
             Phase::Open(open) => open.deadline(now),
+            Phase::Resting(open) if open.is_called() || now >= open.deadline() => {
+                now + MEMORY_PATIENCE
+            }
+            Phase::Resting(open) => open.deadline(),
             Phase::TimeWait(_) | Phase::Gone => now + TIME_WAIT,
         }
     }
@@ -296,7 +324,57 @@ impl<S: TcpSocket> TcpFlow<S> {
     /// Both sides have, or are about to have, a connection.
     #[must_use]
     pub const fn is_open(&self) -> bool {
-        matches!(self.state, Phase::Open(_))
+        matches!(self.state, Phase::Open(_) | Phase::Resting(_))
+    }
+
+    /// It holds an engine and has moved for the first time since it took it, or since it was not let rest.
+    pub const fn begins_to_move(&mut self) -> bool {
+        match &mut self.state {
+            Phase::Open(open) => open.begins_to_move(),
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => {
+                false
+            }
+        }
+    }
+
+    /// When a flow that holds an engine last had something to do.
+    #[must_use]
+    pub const fn active_at(&self) -> Option<Instant> {
+        match &self.state {
+            Phase::Open(open) => Some(open.active_at()),
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => None,
+        }
+    }
+
+    /// Gives its engine back if nothing is under way; what is left takes it again when something comes.
+    /// True when it did.
+    pub fn rest(&mut self, now: Instant, pool: &mut EnginePool) -> bool {
+        let drained = match &mut self.state {
+            Phase::Open(open) => open.is_drained(now),
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => {
+                false
+            }
+        };
+        if !drained {
+            return false;
+        }
+        if let Phase::Open(open) = std::mem::replace(&mut self.state, Phase::Gone) {
+            self.state = Phase::Resting(open.rest(pool));
+        }
+        true
+    }
+
+    /// Takes an engine again, if there is memory for one.
+    fn wake(&mut self, now: Instant, pool: &mut EnginePool) {
+        if !matches!(self.state, Phase::Resting(_)) {
+            return;
+        }
+        if let Phase::Resting(open) = std::mem::replace(&mut self.state, Phase::Gone) {
+            self.state = match open.wake(now, (self.path, self.ends), pool) {
+                Ok(open) => Phase::Open(open),
+                Err(open) => Phase::Resting(open),
+            };
+        }
     }
 
     /// Only the end is remembered.

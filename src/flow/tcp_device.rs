@@ -66,6 +66,15 @@ pub struct LastSent {
     pub timestamps: Option<[u8; 8]>,
 }
 
+/// What has been sent, as far as smoltcp does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Sent {
+    /// The last segment.
+    pub(super) last: LastSent,
+    /// The sequence number of our SYN.
+    pub(super) initial: u32,
+}
+
 /// What smoltcp must know of the link.
 pub(super) fn capabilities(path: Path) -> DeviceCapabilities {
     let mut caps = DeviceCapabilities::default();
@@ -135,7 +144,7 @@ pub(super) struct OnePacket<'a> {
     /// Payload of the segments that the kernel is to cut a long one into.
     pub(super) mss: u16,
     pub(super) now: Instant,
-    pub(super) last: &'a mut LastSent,
+    pub(super) sent: &'a mut Sent,
 }
 
 impl OnePacket<'_> {
@@ -145,7 +154,7 @@ impl OnePacket<'_> {
             path: self.path,
             mss: self.mss,
             now: self.now,
-            last: self.last,
+            sent: self.sent,
             segment: None,
         }
     }
@@ -192,7 +201,7 @@ pub(super) struct Transmit<'a> {
     path: &'a Path,
     mss: u16,
     now: Instant,
-    last: &'a mut LastSent,
+    sent: &'a mut Sent,
     segment: Option<NonZeroU16>,
 }
 
@@ -203,7 +212,7 @@ impl TxToken for Transmit<'_> {
             path,
             mss,
             now,
-            last,
+            sent,
             segment,
         } = self;
         let mut write = Some(f);
@@ -214,7 +223,7 @@ impl TxToken for Transmit<'_> {
                 let packet = emit::ethernet_ip(frame, path.wire, path.ipv6);
                 result = Some(write(packet));
             }
-            (finish(frame, path, (segment, mss), now, last), ())
+            (finish(frame, path, (segment, mss), now, sent), ())
         });
         // No room: the frame is lost as on any link, but the closure must have its bytes.
         match (result, write) {
@@ -245,13 +254,16 @@ fn finish(
     path: &Path,
     (segment, mss): (Option<NonZeroU16>, u16),
     now: Instant,
-    last: &mut LastSent,
+    sent: &mut Sent,
 ) -> Offload {
     let ipv6 = path.ipv6;
     let start = ETHERNET_HEADER + usize::from(path.header_len());
     let tcp = &mut frame[start..];
     let tcp_header = usize::from(tcp[12] >> 4) * 4;
-    *last = amend(&mut tcp[..tcp_header], path, now);
+    sent.last = amend(&mut tcp[..tcp_header], path, now);
+    if tcp[13] & tcp_flags::SYN != 0 {
+        sent.initial = sent.last.seq;
+    }
     // smoltcp says for IPv4 alone what it leaves to be segmented.
     let room = usize::from(mss).saturating_sub(tcp_header - TCP_HEADER);
     let too_long = ipv6 && tcp.len() - tcp_header > room;

@@ -5,17 +5,17 @@
 //! link does, or complete ones. The engine has no policy: it neither opens nor closes by itself.
 
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::socket::tcp::{ConnectError, ListenError, Socket, SocketBuffer, State};
+use smoltcp::socket::tcp::{ConnectError, ListenError, SendError, Socket, SocketBuffer, State};
 use smoltcp::wire::{
     HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpProtocol, IpRepr, TcpControl, TcpRepr,
     TcpSeqNumber, TcpTimestampRepr,
 };
 
-use super::tcp_device::{MSS, NullDevice, OnePacket, capabilities, option};
+use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option};
+use super::tcp_memory::Extent;
 use crate::buf::TxBatch;
 use crate::net::parse::{self, SynOptions, TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, emit};
@@ -37,21 +37,16 @@ const MAX_HEADERS: usize = 120;
 
 /// An idle guest is probed after this time (RFC 5382 REQ-5 forbids less than 2 h 4 min before a
 /// connection is given up; the probe itself may come earlier).
-const KEEPALIVE: Duration = Duration::from_secs(7200);
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(7200);
 
 /// A guest that answers nothing for this time is gone.
-const SILENCE: Duration = Duration::from_secs(7200 + 600);
+pub(super) const SILENCE: Duration = Duration::from_secs(7200 + 600);
 
 /// How long the acknowledgement of a short segment may wait for an answer to go with: a request is
 /// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
 /// than this (RFC 9293 3.8.6.3 allows 500 ms).
 const ACK_DELAY: Duration = Duration::from_millis(1);
 
-/// Engines kept ready, so that a short connection costs no allocation.
-const WARM: usize = 64;
-
-/// An engine that carried more than this has dirtied its rings and is not kept.
-const WARM_BYTES: u64 = 64 * 1024;
 
 // Flows are many: a smoltcp feature that fattens these shows here (design.md 1.3).
 const _: () = assert!(
@@ -76,77 +71,72 @@ pub struct Syn {
     pub options: SynOptions,
 }
 
+/// What is known of a connection beside what smoltcp knows; while it rests, all that is known.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Line {
+    /// What the guest offered, its MSS as it was agreed on.
+    pub(super) options: SynOptions,
+    pub(super) sent: Sent,
+    /// Bytes taken from the host since our SYN; wraps.
+    pub(super) given: u32,
+    /// The next sequence number to pass to the host; the guest's FIN is not counted.
+    pub(super) next_in: u32,
+    /// The latest acknowledgement of the guest's.
+    pub(super) guest_ack: u32,
+    /// The window that came with it, scaled.
+    pub(super) guest_window: u16,
+}
+
 /// A TCP endpoint towards the guest.
 pub struct Engine {
-    interface: Interface,
-    sockets: SocketSet<'static>,
+    pub(super) interface: Interface,
+    pub(super) sockets: SocketSet<'static>,
     handle: SocketHandle,
-    path: Path,
-    /// Largest payload of a segment that the guest takes.
-    mss: u16,
-    last: LastSent,
-    carried: u64,
-    /// The guest's window scale (RFC 7323), at most 14.
-    scale: u8,
-    /// Both ends scale their windows.
-    scales: bool,
+    pub(super) path: Path,
+    pub(super) line: Line,
+    /// How much of the rings has been written to.
+    pub(super) extent: Extent,
     varied: bool,
-}
-
-/// Engines that wait to be used again.
-#[derive(Default)]
-pub struct EnginePool {
-    warm: Vec<(SocketSet<'static>, SocketHandle)>,
-}
-
-impl EnginePool {
-    fn take(&mut self) -> (SocketSet<'static>, SocketHandle) {
-        self.warm.pop().unwrap_or_else(|| {
-            let ring = || SocketBuffer::new(vec![0; RING]);
-            let mut sockets = SocketSet::new(Vec::with_capacity(1));
-            let handle = sockets.add(Socket::new(ring(), ring()));
-            (sockets, handle)
-        })
-    }
-
-    /// Takes an engine back whose connection is over.
-    pub fn put(&mut self, engine: Engine) {
-        if engine.carried <= WARM_BYTES && self.warm.len() < WARM {
-            self.warm.push((engine.sockets, engine.handle));
-        }
-    }
-
-    /// An engine for the endpoint `local` (an outside address), not yet open. `seed` decides its
-    /// initial sequence number and must be unpredictable (RFC 6528).
-    pub fn engine(&mut self, now: Instant, path: Path, local: IpAddr, seed: u64) -> Engine {
-        let (sockets, handle) = self.take();
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = seed;
-        let mut no_frames = NullDevice(capabilities(path));
-        let mut interface = Interface::new(config, &mut no_frames, now);
-        interface.update_ip_addrs(|addrs| {
-            // One address fits: the feature iface-max-addr-count-1 is on, and the list is empty.
-            let _ = addrs.push(IpCidr::new(
-                local.into(),
-                if local.is_ipv4() { 32 } else { 128 },
-            ));
-        });
-        Engine {
-            interface,
-            sockets,
-            handle,
-            path,
-            mss: path.mss(),
-            last: LastSent::default(),
-            carried: 0,
-            scale: 0,
-            scales: false,
-            varied: false,
-        }
-    }
+    /// The guest is being asked whether it is still there, and has less time than else.
+    hurried: bool,
 }
 
 impl Engine {
+    /// An engine for the endpoint `local` (an outside address), not yet open. `seed` decides its
+    /// initial sequence number and must be unpredictable (RFC 6528).
+    pub(super) fn new(
+        (now, seed): (Instant, u64),
+        path: Path,
+        local: IpAddr,
+        rings: [Vec<u8>; 2],
+        extent: Extent,
+    ) -> Self {
+        let [rx, tx] = rings.map(SocketBuffer::new);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(Socket::new(rx, tx));
+        Self {
+            interface: interface((now, seed), path, local),
+            sockets,
+            handle,
+            path,
+            line: Line::default(),
+            extent,
+            varied: false,
+            hurried: false,
+        }
+    }
+
+    /// The same for another connection: only the rings stay.
+    pub(super) fn renew(&mut self, (now, seed): (Instant, u64), path: Path, local: IpAddr) {
+        self.socket().abort();
+        self.interface = interface((now, seed), path, local);
+        self.path = path;
+        self.line = Line::default();
+        self.extent.restart();
+        self.varied = false;
+        self.hurried = false;
+    }
+
     /// The socket: states, rings.
     pub fn socket(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
@@ -155,15 +145,46 @@ impl Engine {
     /// What was sent last.
     #[must_use]
     pub const fn last_sent(&self) -> LastSent {
-        self.last
+        self.line.sent.last
     }
 
-    /// Counts payload bytes, either direction.
-    pub fn carried(&mut self, bytes: usize) {
-        self.carried += bytes as u64;
+    /// The guest's window scale (RFC 7323), at most 14.
+    fn scale(&self) -> u8 {
+        self.line.options.window_scale.unwrap_or(0)
     }
 
-    fn prepare(&mut self) -> &mut Socket<'static> {
+    /// Largest payload of a segment that the guest takes.
+    fn mss(&self) -> u16 {
+        self.line.options.mss.unwrap_or(self.path.mss())
+    }
+
+    /// The host has taken payload of the guest's.
+    pub(super) fn note_taken(&mut self, bytes: usize) {
+        self.line.next_in = self.line.next_in.wrapping_add(length(bytes));
+    }
+
+    /// Lets the host write payload for the guest into the free part of the send ring, as
+    /// [`Socket::send`] does.
+    ///
+    /// # Errors
+    /// When nothing can be sent any more.
+    pub(super) fn send<R>(
+        &mut self,
+        write: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Result<R, SendError> {
+        let empty = self.socket().send_queue() == 0;
+        let mut written = 0;
+        let result = self.socket().send(|room| {
+            let (len, result) = write(room);
+            written = len;
+            (len, result)
+        });
+        self.line.given = self.line.given.wrapping_add(length(written));
+        self.extent.sent(empty, written);
+        result
+    }
+
+    pub(super) fn prepare(&mut self) -> &mut Socket<'static> {
         let socket = self.socket();
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
@@ -186,32 +207,35 @@ impl Engine {
         syn: Syn,
     ) -> Result<(), ListenError> {
         let local = endpoint(ends.dst);
-        self.note_scale(syn.options.window_scale);
         self.prepare().listen(local)?;
         let mut options = syn.options;
         options.mss = Some(self.agree(options.mss));
-        let replay = syn_packet(ends, Syn { options, ..syn });
-        self.ingress(now, tx, &replay);
+        self.note_syn(syn.seq, syn.window, options);
+        let replay = Written::syn(ends, Syn { options, ..syn });
+        self.ingress(now, tx, replay.bytes());
         Ok(())
     }
 
-    fn note_scale(&mut self, announced: Option<u8>) {
-        self.scale = announced.unwrap_or(0);
-        self.scales = announced.is_some();
+    /// The guest's SYN came.
+    pub(super) fn note_syn(&mut self, seq: u32, window: u16, options: SynOptions) {
+        self.line.options = options;
+        self.line.next_in = seq.wrapping_add(1);
+        self.extent.begin_at(self.line.next_in);
+        // A window in a SYN is not scaled.
+        self.line.guest_window = window >> options.window_scale.unwrap_or(0);
     }
 
     /// Takes the largest segment that a guest announces for what its link can carry.
-    fn agree(&mut self, announced: Option<u16>) -> u16 {
+    fn agree(&self, announced: Option<u16>) -> u16 {
         /// What who announces nothing takes (RFC 9293 3.7.1), and the least that smoltcp sends.
         const DEFAULT: u16 = 536;
         const DEFAULT6: u16 = 1220;
         const LEAST: u16 = 48;
         let silent = if self.path.ipv6 { DEFAULT6 } else { DEFAULT };
-        self.mss = announced
+        announced
             .filter(|mss| *mss > 0)
             .unwrap_or(silent)
-            .clamp(LEAST, self.path.mss().max(LEAST));
-        self.mss
+            .clamp(LEAST, self.path.mss().max(LEAST))
     }
 
     /// Begins a connection to the guest at `ends.dst` from `ends.src`.
@@ -232,12 +256,13 @@ impl Engine {
     pub fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
         let header = packet.len() - segment.payload_len - segment.header_len;
         // What fills a segment is part of more, whose sender is waiting for room.
-        let short = segment.payload_len < usize::from(self.mss) && !segment.has(tcp_flags::FIN);
+        let short = segment.payload_len < usize::from(self.mss()) && !segment.has(tcp_flags::FIN);
         let delay = if short { ACK_DELAY } else { Duration::ZERO };
         self.socket().set_ack_delay(Some(delay));
         if segment.has(tcp_flags::SYN) && self.socket().state() == State::SynSent {
-            return self.syn_ack(now, tx, packet, header..header + segment.header_len);
+            return self.syn_ack(now, tx, (packet, header), segment);
         }
+        self.note_segment(segment);
         if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
             let mut without = packet.to_vec();
             without[header + FLAGS] &= !tcp_flags::FIN;
@@ -259,14 +284,43 @@ impl Engine {
         }
     }
 
-    /// The guest agrees to a connection; `header` is where its TCP header stands.
-    fn syn_ack(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8], header: Range<usize>) {
+    /// Gives the guest so long to be heard of; once it is, as long as ever.
+    pub(super) fn wait_at_most(&mut self, time: Duration) {
+        self.socket().set_timeout(Some(time));
+        self.hurried = true;
+    }
+
+    fn note_segment(&mut self, segment: &TcpSegment) {
+        if std::mem::take(&mut self.hurried) {
+            self.socket().set_timeout(Some(SILENCE));
+        }
+        let newer = segment.ack.wrapping_sub(self.line.guest_ack).cast_signed() >= 0;
+        if segment.has(tcp_flags::ACK) && newer {
+            self.line.guest_ack = segment.ack;
+            self.line.guest_window = segment.window;
+        }
+        if segment.payload_len > 0 {
+            let end = segment.seq.wrapping_add(length(segment.payload_len));
+            self.extent.received(end);
+        }
+    }
+
+    /// The guest agrees to a connection; the TCP header begins at `header`.
+    fn syn_ack(
+        &mut self,
+        now: Instant,
+        tx: &mut TxBatch,
+        (packet, header): (&[u8], usize),
+        segment: &TcpSegment,
+    ) {
         // One for each connection: it may be copied, whatever it carries.
         let mut packet = packet.to_vec();
-        let header = &mut packet[header];
-        let options = parse::syn_options(header);
-        self.note_scale(options.window_scale);
+        let header = &mut packet[header..header + segment.header_len];
+        let mut options = parse::syn_options(header);
         let agreed = self.agree(options.mss);
+        options.mss = Some(agreed);
+        self.note_syn(segment.seq, segment.window, options);
+        self.line.guest_ack = segment.ack;
         if let Some(announced) = option(header, MSS) {
             *announced = agreed.to_be_bytes();
         }
@@ -276,21 +330,19 @@ impl Engine {
     /// Some of a segment's payload is beyond the window that the guest was given. smoltcp 0.14 takes the
     /// rest, and a FIN behind what it left out; without its FIN the segment is only one to be repeated.
     fn is_beyond_window(&self, segment: &TcpSegment) -> bool {
-        let payload = u32::try_from(segment.payload_len).unwrap_or(u32::MAX);
-        let end = segment.seq.wrapping_add(payload);
-        let shift = if self.scales { RING_SCALE } else { 0 };
-        let edge = self
-            .last
-            .ack
-            .wrapping_add(u32::from(self.last.window) << shift);
+        let end = segment.seq.wrapping_add(length(segment.payload_len));
+        let scales = self.line.options.window_scale.is_some();
+        let shift = if scales { RING_SCALE } else { 0 };
+        let last = self.line.sent.last;
+        let edge = last.ack.wrapping_add(u32::from(last.window) << shift);
         end.wrapping_sub(edge).cast_signed() > 0
     }
 
     /// The window less one, if it is too small for a whole segment. An open one is not closed by that,
     /// since nothing would probe it, nor made larger, since what goes beyond it is lost.
     fn small_window(&self, segment: &TcpSegment) -> Option<u16> {
-        let bytes = u32::from(segment.window) << self.scale;
-        let small = bytes < u32::from(self.mss) && !segment.has(tcp_flags::SYN);
+        let bytes = u32::from(segment.window) << self.scale();
+        let small = bytes < u32::from(self.mss()) && !segment.has(tcp_flags::SYN);
         (small && segment.window > 1).then(|| segment.window - 1)
     }
 
@@ -324,14 +376,15 @@ impl Engine {
     }
 
     fn ingress(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
+        let mss = self.mss();
         let mut device = OnePacket {
             packet: Some(packet),
             bulk: false,
             tx,
             path: &self.path,
-            mss: self.mss,
+            mss,
             now,
-            last: &mut self.last,
+            sent: &mut self.line.sent,
         };
         self.interface
             .poll_ingress_single(now, &mut device, &mut self.sockets);
@@ -340,15 +393,16 @@ impl Engine {
     /// Sends what is due, until nothing is or the batch is full; true when the batch stopped it.
     /// `bulk` off lets a last segment (a RST) into the reserve for control frames.
     pub fn egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {
+        let mss = self.mss();
         loop {
             let mut device = OnePacket {
                 packet: None,
                 bulk,
                 tx,
                 path: &self.path,
-                mss: self.mss,
+                mss,
                 now,
-                last: &mut self.last,
+                sent: &mut self.line.sent,
             };
             let sent = self
                 .interface
@@ -365,36 +419,99 @@ impl Engine {
     }
 }
 
-fn endpoint(addr: SocketAddr) -> IpEndpoint {
+/// A length in sequence space; none is longer than a ring.
+pub(super) fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// An interface that has one address.
+pub(super) fn interface((now, seed): (Instant, u64), path: Path, local: IpAddr) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = seed;
+    let mut no_frames = NullDevice(capabilities(path));
+    let mut interface = Interface::new(config, &mut no_frames, now);
+    interface.update_ip_addrs(|addrs| {
+        // One address fits: the feature iface-max-addr-count-1 is on, and the list is empty.
+        let _ = addrs.push(IpCidr::new(
+            local.into(),
+            if local.is_ipv4() { 32 } else { 128 },
+        ));
+    });
+    interface
+}
+
+pub(super) fn endpoint(addr: SocketAddr) -> IpEndpoint {
     IpEndpoint::new(addr.ip().into(), addr.port())
 }
 
-/// Writes a SYN anew from what was kept of it, so that nothing of the guest's options but the
-/// known ones reaches smoltcp.
-fn syn_packet(ends: emit::Ends, syn: Syn) -> Vec<u8> {
-    let tcp = TcpRepr {
-        src_port: ends.src.port(),
-        dst_port: ends.dst.port(),
-        control: TcpControl::Syn,
-        seq_number: TcpSeqNumber(syn.seq.cast_signed()),
-        ack_number: None,
-        window_len: syn.window,
-        window_scale: syn.options.window_scale,
-        max_seg_size: syn.options.mss,
-        sack_permitted: syn.options.sack_permitted,
-        sack_ranges: [None; 3],
-        timestamp: syn
-            .options
-            .timestamp
-            .map(|sent| TcpTimestampRepr::new(sent, 0)),
-        payload: &[],
-    };
-    let (src, dst): (IpAddress, IpAddress) = (ends.src.ip().into(), ends.dst.ip().into());
-    let ip = IpRepr::new(src, dst, IpProtocol::Tcp, tcp.buffer_len(), 64);
-    let mut packet = vec![0; ip.buffer_len()];
-    let caps = ChecksumCapabilities::ignored();
-    ip.emit(&mut packet[..], &caps);
-    let mut segment = smoltcp::wire::TcpPacket::new_unchecked(&mut packet[ip.header_len()..]);
-    tcp.emit(&mut segment, &src, &dst, &caps);
-    packet
+/// A segment without payload, as the guest would send it.
+pub(super) struct Written {
+    bytes: [u8; MAX_HEADERS],
+    len: usize,
+}
+
+impl Written {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// A SYN anew from what was kept of it, so that nothing of the guest's options but the known ones
+    /// reaches smoltcp.
+    pub(super) fn syn(ends: emit::Ends, syn: Syn) -> Self {
+        let tcp = TcpRepr {
+            src_port: ends.src.port(),
+            dst_port: ends.dst.port(),
+            control: TcpControl::Syn,
+            seq_number: TcpSeqNumber(syn.seq.cast_signed()),
+            ack_number: None,
+            window_len: syn.window,
+            window_scale: syn.options.window_scale,
+            max_seg_size: syn.options.mss,
+            sack_permitted: syn.options.sack_permitted,
+            sack_ranges: [None; 3],
+            timestamp: syn
+                .options
+                .timestamp
+                .map(|sent| TcpTimestampRepr::new(sent, 0)),
+            payload: &[],
+        };
+        Self::new(ends, &tcp)
+    }
+
+    /// An acknowledgement, or the end of the guest's stream.
+    pub(super) fn ack(
+        ends: emit::Ends,
+        control: TcpControl,
+        numbers: [u32; 2],
+        window: u16,
+    ) -> Self {
+        let [seq, ack] = numbers.map(|number| TcpSeqNumber(number.cast_signed()));
+        let tcp = TcpRepr {
+            src_port: ends.src.port(),
+            dst_port: ends.dst.port(),
+            control,
+            seq_number: seq,
+            ack_number: Some(ack),
+            window_len: window,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload: &[],
+        };
+        Self::new(ends, &tcp)
+    }
+
+    fn new(ends: emit::Ends, tcp: &TcpRepr<'_>) -> Self {
+        let (src, dst): (IpAddress, IpAddress) = (ends.src.ip().into(), ends.dst.ip().into());
+        let ip = IpRepr::new(src, dst, IpProtocol::Tcp, tcp.buffer_len(), 64);
+        let mut bytes = [0; MAX_HEADERS];
+        let len = ip.buffer_len();
+        let caps = ChecksumCapabilities::ignored();
+        ip.emit(&mut bytes[..len], &caps);
+        let mut segment = smoltcp::wire::TcpPacket::new_unchecked(&mut bytes[ip.header_len()..len]);
+        tcp.emit(&mut segment, &src, &dst, &caps);
+        Self { bytes, len }
+    }
 }

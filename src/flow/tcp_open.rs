@@ -11,10 +11,13 @@ use std::io::{self, ErrorKind};
 use smoltcp::socket::tcp::{RecvError, State};
 
 use super::tcp::{Progress, TIME_WAIT};
-use super::tcp_engine::{Engine, EnginePool, LastSent};
+use super::tcp_engine::{Engine, KEEPALIVE, LastSent, Path};
+use super::tcp_pool::EnginePool;
+use super::tcp_rest::{Rest, Streams};
 use crate::buf::TxBatch;
 use crate::host::{Event, TcpSocket};
 use crate::net::Instant;
+use crate::net::emit::Ends;
 use crate::net::parse::{TcpSegment, tcp_flags};
 
 /// Turns of both directions in one pump: the budget of a flow.
@@ -24,9 +27,10 @@ const ROUNDS: usize = 8;
 /// nearest cache when they are copied out again.
 const CHUNK: usize = 128 * 1024;
 
-/// Two connections and what is known of each.
-pub(super) struct Open<S> {
-    engine: Engine,
+/// Two connections and what is known of each. The guest's has an engine while it moves, and only a
+/// line about it while it rests.
+pub(super) struct Open<S, E = Box<Engine>> {
+    engine: E,
     socket: S,
     readable: bool,
     writable: bool,
@@ -48,6 +52,10 @@ pub(super) struct Open<S> {
     guest_ended: bool,
     /// Until when the guest must have answered.
     guest_deadline: Option<Instant>,
+    /// When it last had something to do.
+    active_at: Instant,
+    /// It moves, and was said to.
+    moving: bool,
     /// Type of service of the guest's latest segment.
     tos: u8,
 }
@@ -72,9 +80,80 @@ pub(super) fn is_end(error: &io::Error) -> bool {
     )
 }
 
+impl<S, E> Open<S, E> {
+    /// The host's socket became ready.
+    pub(super) fn ready(&mut self, event: Event) {
+        self.readable |= event.readable;
+        self.writable |= event.writable;
+        self.hangup |= event.hangup;
+        self.error |= event.error;
+        self.look_for_error |= event.error && self.host_ended;
+    }
+
+    /// The same with another engine; gives the one that it had.
+    fn with<F>(self, engine: F) -> (E, Open<S, F>) {
+        let open = Open {
+            engine,
+            socket: self.socket,
+            readable: self.readable,
+            writable: self.writable,
+            hangup: self.hangup,
+            error: self.error,
+            look_for_error: self.look_for_error,
+            guest_reset: self.guest_reset,
+            silent: self.silent,
+            failed: self.failed,
+            host_ended: self.host_ended,
+            guest_ended: self.guest_ended,
+            guest_deadline: self.guest_deadline,
+            active_at: self.active_at,
+            moving: self.moving,
+            tos: self.tos,
+        };
+        (self.engine, open)
+    }
+}
+
+impl<S: TcpSocket> Open<S, Rest> {
+    /// Something waits to be done that takes an engine.
+    pub(super) fn is_called(&self) -> bool {
+        (self.readable && !self.host_ended) || self.look_for_error
+    }
+
+    /// When the guest is to be asked whether it is still there.
+    pub(super) fn deadline(&self) -> Instant {
+        self.active_at + KEEPALIVE
+    }
+
+    /// Takes an engine again. Stays as it is where there is no memory for one.
+    pub(super) fn wake(
+        self,
+        now: Instant,
+        (path, ends): (Path, Ends),
+        pool: &mut EnginePool,
+    ) -> Result<Open<S>, Self> {
+        let streams = Streams {
+            guest_ended: self.guest_ended,
+            host_ended: self.host_ended,
+            silent_since: self.active_at,
+        };
+        match pool.resume(now, (path, ends), &self.engine, streams) {
+            Some(engine) => {
+                let (_, open) = self.with(engine);
+                Ok(Open {
+                    active_at: now,
+                    moving: false,
+                    ..open
+                })
+            }
+            None => Err(self),
+        }
+    }
+}
+
 impl<S: TcpSocket> Open<S> {
     /// A connection that the guest must have answered by a certain time.
-    pub(super) const fn new(engine: Engine, socket: S, guest_deadline: Instant) -> Self {
+    pub(super) const fn new(engine: Box<Engine>, socket: S, guest_deadline: Instant) -> Self {
         // A fresh socket is taken to be ready: a call finds out for less than an event costs.
         Self {
             engine,
@@ -90,22 +169,57 @@ impl<S: TcpSocket> Open<S> {
             host_ended: false,
             guest_ended: false,
             guest_deadline: Some(guest_deadline),
+            active_at: Instant::ZERO,
+            moving: false,
             tos: 0,
         }
+    }
+
+    /// When it last had something to do.
+    pub(super) const fn active_at(&self) -> Instant {
+        self.active_at
+    }
+
+    /// It was not said yet that it moves.
+    pub(super) const fn begins_to_move(&mut self) -> bool {
+        !std::mem::replace(&mut self.moving, true)
+    }
+
+    /// Nothing is under way in either direction, nor waits for a time: all that would be lost with the
+    /// engine is in its [`Rest`].
+    pub(super) fn is_drained(&mut self, now: Instant) -> bool {
+        self.moving = false;
+        let pending = (self.readable && !self.host_ended) || self.look_for_error;
+        let ending =
+            self.guest_reset || self.silent || self.failed || self.guest_deadline.is_some();
+        let woken = self.socket.woken();
+        if pending || ending || woken.readable || woken.writable {
+            return false;
+        }
+        let socket = self.engine.socket();
+        let state = match (self.guest_ended, self.host_ended) {
+            (false, false) => State::Established,
+            (true, false) => State::CloseWait,
+            (false, true) => State::FinWait2,
+            (true, true) => return false,
+        };
+        socket.state() == state
+            && socket.send_queue() == 0
+            && socket.recv_queue() == 0
+            && self.engine.is_settled(now)
+    }
+
+    /// Gives the engine back, and keeps a line about the connection.
+    pub(super) fn rest(self, pool: &mut EnginePool) -> Open<S, Rest> {
+        let rest = self.engine.rest();
+        let (engine, resting) = self.with(rest);
+        pool.put(engine);
+        resting
     }
 
     /// The same, its host socket having that type of service already.
     pub(super) fn marked(self, tos: u8) -> Self {
         Self { tos, ..self }
-    }
-
-    /// The host's socket became ready.
-    pub(super) fn ready(&mut self, event: Event) {
-        self.readable |= event.readable;
-        self.writable |= event.writable;
-        self.hangup |= event.hangup;
-        self.error |= event.error;
-        self.look_for_error |= event.error && self.host_ended;
     }
 
     /// What the guest was sent last.
@@ -123,6 +237,7 @@ impl<S: TcpSocket> Open<S> {
 
     /// Moves bytes both ways and sends what is due.
     pub(super) fn pump(&mut self, now: Instant, tx: &mut TxBatch) -> Progress {
+        self.active_at = now;
         if self.guest_deadline.is_some_and(|deadline| now >= deadline) {
             return self.fail(&Failure::Guest, now, tx);
         }
@@ -166,7 +281,6 @@ impl<S: TcpSocket> Open<S> {
         let to_host = self.carry_to_host()?;
         self.wake();
         let moved = to_host + self.carry_to_guest()?;
-        self.engine.carried(moved);
         if self.guest_reset || self.ended_too_soon() {
             return Err(Failure::Guest);
         }
@@ -238,6 +352,7 @@ impl<S: TcpSocket> Open<S> {
             match sent {
                 Ok(Ok((len, offered))) => {
                     moved += len;
+                    self.engine.note_taken(len);
                     self.writable = len == offered;
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
@@ -270,7 +385,7 @@ impl<S: TcpSocket> Open<S> {
         let mut moved = 0;
         while self.readable && !self.host_ended && self.engine.socket().can_send() {
             let socket = &mut self.socket;
-            let received = self.engine.socket().send(|room| {
+            let received = self.engine.send(|room| {
                 let chunk = room.len().min(CHUNK);
                 match socket.recv(&mut room[..chunk]) {
                     Ok(len) => (len, Ok((len, chunk))),

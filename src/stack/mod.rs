@@ -10,6 +10,7 @@
 //! - [`mapping`]: what an address leads to, consulted once for each new flow;
 //! - [`neighbours`], [`router`], [`dhcp`], [`dhcp6`], [`dns`], [`names`]: the services of the gateway
 //!   itself;
+//! - [`rest`]: memory of connections in which nothing moves;
 //! - [`publish`]: ports of the host that lead inside, over the link or, by [`spliced`], past it;
 //! - [`reassembly`], [`rate`], [`counters`], [`secrets`]: bounded memory, bounded answers, numbers,
 //!   unpredictability.
@@ -26,6 +27,7 @@ pub mod neighbours;
 pub mod publish;
 pub mod rate;
 pub mod reassembly;
+pub mod rest;
 pub mod router;
 pub mod secrets;
 pub mod spliced;
@@ -41,7 +43,8 @@ use crate::buf::{LinkId, RxMeta, TxCapabilities};
 use crate::config::Config;
 use crate::flow::key::{FlowKey, KeyedState};
 use crate::flow::table::Table;
-use crate::flow::tcp_engine::{EnginePool, Path};
+use crate::flow::tcp_engine::Path;
+use crate::flow::tcp_pool::EnginePool;
 use crate::flow::{self, Flow};
 use crate::host::{Event, Host, Inbox, Token};
 use crate::net::Mac;
@@ -55,6 +58,7 @@ use neighbours::Neighbours;
 use publish::Published;
 use rate::ErrorRate;
 use reassembly::Reassembly;
+use rest::Moving;
 use router::Advertiser;
 use secrets::Secrets;
 use trains::Train;
@@ -79,6 +83,7 @@ pub struct Stack<H: Host> {
     link: LinkInfo,
     table: Table<Flow<H>>,
     engines: EnginePool,
+    moving: Moving,
     neighbours: Neighbours,
     dhcp: DhcpServer,
     advertiser: Advertiser,
@@ -112,6 +117,7 @@ impl<H: Host> Stack<H> {
             link,
             table: Table::new(config.max_flows, hash),
             engines: EnginePool::default(),
+            moving: Moving::default(),
             neighbours: Neighbours::new(config.plan.gateway(), link.guest_mac, hash),
             dhcp: DhcpServer::new(config.plan),
             advertiser: Advertiser::new(&config),
@@ -165,6 +171,7 @@ impl<H: Host> Stack<H> {
     pub fn handle_timeout(&mut self, turn: &mut Turn<'_, H>) {
         self.give_fragments_up(turn);
         self.advertise_if_due(turn);
+        self.let_rest(turn.now);
         while let Some(token) = self.table.expired(turn.now) {
             match self.table.get_mut(token) {
                 Some(Flow::Tcp(flow)) if flow.is_open() => {
@@ -236,6 +243,7 @@ impl<H: Host> Stack<H> {
             self.reassembly.next_deadline(),
             self.advertiser.next_deadline(),
             self.published_deadline(),
+            self.moving_deadline(),
         ]
         .into_iter()
         .flatten()

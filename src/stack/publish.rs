@@ -251,9 +251,12 @@ impl<H: Host> Stack<H> {
             socket.reset();
             return Err(error);
         }
-        let engine = self
-            .engines
-            .engine(turn.now, path, seen.ip(), self.secrets.next_u64());
+        let seed = self.secrets.next_u64();
+        let Some(engine) = self.engines.engine(turn.now, path, seen.ip(), seed) else {
+            self.counters.flows_refused += 1;
+            socket.reset();
+            return Err(ErrorKind::OutOfMemory.into());
+        };
         let ends = Ends {
             src: guest,
             dst: seen,

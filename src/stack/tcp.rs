@@ -90,7 +90,9 @@ impl<H: Host> Stack<H> {
             && let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
         {
             if !flow.gives_way_to(segment) {
-                if flow.segment(turn.now, turn.tx, segment, &plain(ip)) {
+                let tx = (&mut *turn.tx, &mut self.engines);
+                let pump = flow.segment(turn.now, tx, segment, &plain(ip));
+                if pump {
                     self.make_ready(token);
                 }
                 return Disposition::Forwarded;
@@ -367,6 +369,9 @@ impl<H: Host> Stack<H> {
             return;
         };
         let progress = flow.pump(turn.now, turn.tx, &mut self.engines);
+        if flow.begins_to_move() {
+            self.moving.begin(turn.now, token);
+        }
         match progress {
             Progress::Gone => {
                 self.table.remove(token);

@@ -2,6 +2,7 @@
 //!
 //! Rings of a mebibyte are allocated zeroed for each TCP flow and must cost nothing until written.
 
+use std::alloc::{self, Layout};
 use std::io;
 
 /// Allocations from this size on get pages of their own and give them back when freed.
@@ -54,6 +55,21 @@ fn text_mapping(line: &str) -> Option<(usize, usize)> {
         usize::from_str_radix(last, 16).ok()?,
     );
     is_text.then(|| (first, last.saturating_sub(first)))
+}
+
+/// Zeroed bytes, whose pages are committed when they are first written to; none where there is no
+/// memory, or no address space.
+#[must_use]
+pub fn zeroed(len: usize) -> Option<Vec<u8>> {
+    let layout = Layout::array::<u8>(len).ok().filter(|_| len > 0)?;
+    // SAFETY: the layout is not of size zero.
+    let start = unsafe { alloc::alloc_zeroed(layout) };
+    if start.is_null() {
+        return None;
+    }
+    // SAFETY: the memory came from the global allocator with the layout of that many bytes, and every
+    // one of them is initialized.
+    Some(unsafe { Vec::from_raw_parts(start, len, len) })
 }
 
 /// Numbers from the system's entropy (getrandom(2)).
