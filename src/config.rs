@@ -30,6 +30,12 @@ pub const SLAAC_PREFIX: u8 = 64;
 /// Default limit on flows of all kinds together.
 pub const DEFAULT_MAX_FLOWS: u32 = 65_536;
 
+/// Default limit on the buffers of TCP connections together, bytes: enough for a hundred connections
+/// at full speed both ways.
+pub const DEFAULT_MAX_BUFFER_MEMORY: usize = 256 << 20;
+/// The least limit that leaves connections a speed worth the name.
+pub const MIN_MAX_BUFFER_MEMORY: usize = 1 << 20;
+
 /// The roles of the addresses in the virtual subnets, laid out as slirp4netns has them: engines
 /// compute these addresses instead of asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -400,6 +406,8 @@ pub struct Config {
     pub max_flows: u32,
     /// For how long at most the loop looks for more before it sleeps.
     pub busy_poll: Duration,
+    /// Limit on the buffers of TCP connections together, bytes; beyond it each has room for one segment.
+    pub max_buffer_memory: usize,
     /// Ask the kernel for tap offloads; without, checksums and segmentation are done here.
     pub offload: bool,
     /// Search list told to DHCP clients and in router advertisements.
@@ -422,6 +430,7 @@ impl Default for Config {
             publish: Vec::new(),
             max_flows: DEFAULT_MAX_FLOWS,
             busy_poll: Duration::from_micros(DEFAULT_BUSY_POLL),
+            max_buffer_memory: DEFAULT_MAX_BUFFER_MEMORY,
             offload: true,
             search: Vec::new(),
             udp_filtering: UdpFiltering::default(),

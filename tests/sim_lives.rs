@@ -156,6 +156,7 @@ fn live(seed: u64) -> Seen {
     let plan = Plan::new(seed);
     let config = Config {
         mtu: plan.mtu,
+        max_buffer_memory: plan.buffer_memory,
         ..Config::default()
     };
     let mut sim = Sim::over(

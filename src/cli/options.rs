@@ -12,8 +12,8 @@ use ipnet::Ipv6Net;
 
 use super::publish::{self, Spec};
 use crate::config::{
-    AddressPlan, Config, DEFAULT_BUSY_POLL, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MIN_MTU,
-    Outbound, UdpFiltering,
+    AddressPlan, Config, DEFAULT_BUSY_POLL, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU,
+    MIN_MAX_BUFFER_MEMORY, MIN_MTU, Outbound, UdpFiltering,
 };
 use crate::net::Mac;
 use crate::setup::sandbox::Switch;
@@ -113,6 +113,10 @@ pub struct Options {
     /// together than that: answers are quicker, and cost processor time; 0 never does
     #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_BUSY_POLL, value_parser = clap::value_parser!(u64).range(0..=1_000))]
     pub busy_poll: u64,
+    /// Limit on the buffers of TCP connections together, bytes, or with K, M or G: windows shrink as it
+    /// comes near, and nothing fails
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = buffer_memory)]
+    pub max_buffer_memory: usize,
     /// Leave checksums and segmentation to the kernel where it can
     #[arg(long, value_enum, default_value_t, value_name = "on|off")]
     pub offload: OnOff,
@@ -153,6 +157,7 @@ impl Options {
                 .collect(),
             max_flows: self.max_flows,
             busy_poll: Duration::from_micros(self.busy_poll),
+            max_buffer_memory: self.max_buffer_memory,
             offload: self.offload == OnOff::On,
             search: Vec::new(),
             udp_filtering: self.udp_filtering.into(),
@@ -209,6 +214,21 @@ fn mac(word: &str) -> Result<Mac, String> {
     }
 }
 
+/// A number of bytes, in units of 1024 to the first, second or third power where it ends in K, M or G.
+fn buffer_memory(word: &str) -> Result<usize, String> {
+    let units = [('K', 10), ('M', 20), ('G', 30)];
+    let unit = units
+        .iter()
+        .find_map(|(letter, bits)| Some((word.strip_suffix(*letter)?, *bits)));
+    let (digits, bits) = unit.unwrap_or((word, 0));
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number: Option<usize> = digits.parse().ok().filter(|_| plain);
+    number
+        .and_then(|number| number.checked_mul(1 << bits))
+        .filter(|bytes| *bytes >= MIN_MAX_BUFFER_MEMORY)
+        .ok_or_else(|| "write a number of bytes, such as 64M, of 1M or more".into())
+}
+
 /// An address with or without a port; IPv6 with a port in brackets.
 fn resolver(word: &str) -> Result<SocketAddr, String> {
     let bare = word
@@ -253,6 +273,27 @@ mod tests {
         );
         assert_eq!(resolver("[::1]:5353"), Ok("[::1]:5353".parse().unwrap()));
         assert!(resolver("localhost").is_err());
+    }
+
+    #[test]
+    fn memory_has_units() {
+        assert_eq!(buffer_memory("1048576"), Ok(1 << 20));
+        assert_eq!(buffer_memory("2048K"), Ok(2 << 20));
+        assert_eq!(buffer_memory("64M"), Ok(64 << 20));
+        assert_eq!(buffer_memory("3G"), Ok(3 << 30));
+        for wrong in [
+            "",
+            "M",
+            "64m",
+            "1000K",
+            "-5M",
+            "+5M",
+            "64MB",
+            "99999999999999999999",
+            "99999999999G",
+        ] {
+            assert!(buffer_memory(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

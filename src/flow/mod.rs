@@ -19,6 +19,7 @@ mod tcp_memory;
 mod tcp_open;
 pub mod tcp_pool;
 mod tcp_rest;
+mod tcp_written;
 pub mod udp;
 
 use crate::buf::TxBatch;

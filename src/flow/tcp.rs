@@ -294,6 +294,13 @@ impl<S: TcpSocket> TcpFlow<S> {
         };
         let progress = open.pump(now, tx);
         if !matches!(progress, Progress::Closed | Progress::Gone) {
+            if open.has_too_much(now) {
+                self.exchange(now, pool);
+                if self.is_moving() {
+                    // It may have waited for room.
+                    return Progress::More;
+                }
+            }
             return progress;
         }
         let last = open.last_sent();
@@ -337,6 +344,10 @@ impl<S: TcpSocket> TcpFlow<S> {
         }
     }
 
+    const fn is_moving(&self) -> bool {
+        matches!(self.state, Phase::Open(_))
+    }
+
     /// When a flow that holds an engine last had something to do.
     #[must_use]
     pub const fn active_at(&self) -> Option<Instant> {
@@ -355,13 +366,29 @@ impl<S: TcpSocket> TcpFlow<S> {
                 false
             }
         };
-        if !drained {
-            return false;
+        if drained {
+            self.give_engine(pool);
         }
-        if let Phase::Open(open) = std::mem::replace(&mut self.state, Phase::Gone) {
-            self.state = Phase::Resting(open.rest(pool));
+        drained
+    }
+
+    fn give_engine(&mut self, pool: &mut EnginePool) {
+        self.state = match std::mem::replace(&mut self.state, Phase::Gone) {
+            Phase::Open(open) => Phase::Resting(open.rest(pool)),
+            other @ (Phase::Connecting { .. }
+            | Phase::Resting(_)
+            | Phase::TimeWait(_)
+            | Phase::Gone) => other,
+        };
+    }
+
+    /// Takes another engine, whose rings hold nothing.
+    fn exchange(&mut self, now: Instant, pool: &mut EnginePool) {
+        self.give_engine(pool);
+        self.wake(now, pool);
+        if let Phase::Open(open) = &mut self.state {
+            open.goes_on_moving(true);
         }
-        true
     }
 
     /// Takes an engine again, if there is memory for one.

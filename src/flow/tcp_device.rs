@@ -73,6 +73,37 @@ pub(super) struct Sent {
     pub(super) last: LastSent,
     /// The sequence number of our SYN.
     pub(super) initial: u32,
+    /// The next sequence number of ours: behind the furthest segment.
+    pub(super) next: u32,
+    /// The sequence number up to which the guest was ever told that it may send.
+    pub(super) edge: u32,
+    /// The sequence number up to which smoltcp would take what it sends.
+    pub(super) room: u32,
+}
+
+impl Sent {
+    /// The window field for an acknowledgement of `ack`, where the guest may send up to `limit` and there
+    /// is room for the window `field`; `shift` is its scale. What was promised once stands.
+    pub(super) fn window(&mut self, ack: u32, (field, shift): (u16, u32), limit: u32) -> u16 {
+        let room = u32::from(field) << shift;
+        let upto = |edge: u32| {
+            let distance = edge.wrapping_sub(ack);
+            if distance.cast_signed() > 0 {
+                distance
+            } else {
+                0
+            }
+        };
+        let wanted = upto(limit).max(upto(self.edge)).min(room);
+        // Less than a unit of the scale can't be said (RFC 7323 2.4); rounded up, it would creep on.
+        let units = wanted >> shift;
+        let edge = ack.wrapping_add(units << shift);
+        if edge.wrapping_sub(self.edge).cast_signed() > 0 {
+            self.edge = edge;
+        }
+        // No more than the field was.
+        u16::try_from(units).unwrap_or(field)
+    }
 }
 
 /// What smoltcp must know of the link.
@@ -145,6 +176,8 @@ pub(super) struct OnePacket<'a> {
     pub(super) mss: u16,
     pub(super) now: Instant,
     pub(super) sent: &'a mut Sent,
+    /// The sequence number up to which the guest may send, and the scale of the window that says so.
+    pub(super) limit: (u32, u32),
 }
 
 impl OnePacket<'_> {
@@ -155,6 +188,7 @@ impl OnePacket<'_> {
             mss: self.mss,
             now: self.now,
             sent: self.sent,
+            limit: self.limit,
             segment: None,
         }
     }
@@ -202,6 +236,7 @@ pub(super) struct Transmit<'a> {
     mss: u16,
     now: Instant,
     sent: &'a mut Sent,
+    limit: (u32, u32),
     segment: Option<NonZeroU16>,
 }
 
@@ -213,6 +248,7 @@ impl TxToken for Transmit<'_> {
             mss,
             now,
             sent,
+            limit,
             segment,
         } = self;
         let mut write = Some(f);
@@ -223,6 +259,8 @@ impl TxToken for Transmit<'_> {
                 let packet = emit::ethernet_ip(frame, path.wire, path.ipv6);
                 result = Some(write(packet));
             }
+            let start = ETHERNET_HEADER + usize::from(path.header_len());
+            announce(&mut frame[start..], sent, limit);
             (finish(frame, path, (segment, mss), now, sent), ())
         });
         // No room: the frame is lost as on any link, but the closure must have its bytes.
@@ -289,6 +327,29 @@ fn finish(
     }
 }
 
+/// Writes the window into a TCP segment that the guest may fill, and takes note of what is sent.
+fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
+    let [.., high, low] = tcp[..16] else { return };
+    let word = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
+    let (seq, ack, flags, field) = (word(4), word(8), tcp[13], u16::from_be_bytes([high, low]));
+    let controls = flags & (tcp_flags::SYN | tcp_flags::FIN);
+    let payload = tcp.len() - usize::from(tcp[12] >> 4) * 4;
+    let length = u32::try_from(payload).unwrap_or(u32::MAX) + controls.count_ones();
+    let end = seq.wrapping_add(length);
+    let is_syn = flags & tcp_flags::SYN != 0;
+    if is_syn || end.wrapping_sub(sent.next).cast_signed() > 0 {
+        sent.next = end;
+    }
+    // A SYN without acknowledgement is sent before anything is known of the guest's numbers; a RST
+    // announces nothing.
+    if flags & tcp_flags::ACK != 0 && flags & tcp_flags::RST == 0 {
+        let shift = if is_syn { 0 } else { scale };
+        sent.room = ack.wrapping_add(u32::from(field) << shift);
+        let window = sent.window(ack, (field, shift), limit);
+        tcp[14..16].copy_from_slice(&window.to_be_bytes());
+    }
+}
+
 /// Writes into a TCP header what smoltcp does not know: the time, and the largest segment of IPv6.
 fn amend(header: &mut [u8], path: &Path, now: Instant) -> LastSent {
     if path.ipv6
@@ -312,6 +373,12 @@ fn amend(header: &mut [u8], path: &Path, now: Instant) -> LastSent {
         window: u16::from_be_bytes([header[14], header[15]]),
         timestamps,
     }
+}
+
+/// The value of the timestamps option, sent again at another time.
+pub(super) fn stamped(mut value: [u8; 8], now: Instant) -> [u8; 8] {
+    value[..4].copy_from_slice(&timestamp(now).to_be_bytes());
+    value
 }
 
 /// The clock of timestamps: milliseconds, wrapping (RFC 7323 5.4).

@@ -7,15 +7,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::{ConnectError, ListenError, SendError, Socket, SocketBuffer, State};
-use smoltcp::wire::{
-    HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpProtocol, IpRepr, TcpControl, TcpRepr,
-    TcpSeqNumber, TcpTimestampRepr,
-};
+use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
-use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option};
+use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option, stamped};
 use super::tcp_memory::Extent;
+use super::tcp_written::Written;
 use crate::buf::TxBatch;
 use crate::net::parse::{self, SynOptions, TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, emit};
@@ -33,7 +30,7 @@ const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
 const FLAGS: usize = 13;
 
 /// Headers of a segment without payload are no longer than this: 60 bytes each at most.
-const MAX_HEADERS: usize = 120;
+pub(super) const MAX_HEADERS: usize = 120;
 
 /// An idle guest is probed after this time (RFC 5382 REQ-5 forbids less than 2 h 4 min before a
 /// connection is given up; the probe itself may come earlier).
@@ -46,7 +43,6 @@ pub(super) const SILENCE: Duration = Duration::from_secs(7200 + 600);
 /// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
 /// than this (RFC 9293 3.8.6.3 allows 500 ms).
 const ACK_DELAY: Duration = Duration::from_millis(1);
-
 
 // Flows are many: a smoltcp feature that fattens these shows here (design.md 1.3).
 const _: () = assert!(
@@ -82,7 +78,7 @@ pub(super) struct Line {
     /// The next sequence number to pass to the host; the guest's FIN is not counted.
     pub(super) next_in: u32,
     /// The latest acknowledgement of the guest's.
-    pub(super) guest_ack: u32,
+    pub(super) guest_ack: Option<u32>,
     /// The window that came with it, scaled.
     pub(super) guest_window: u16,
 }
@@ -96,6 +92,7 @@ pub struct Engine {
     pub(super) line: Line,
     /// How much of the rings has been written to.
     pub(super) extent: Extent,
+    ends: emit::Ends,
     varied: bool,
     /// The guest is being asked whether it is still there, and has less time than else.
     hurried: bool,
@@ -121,6 +118,10 @@ impl Engine {
             path,
             line: Line::default(),
             extent,
+            ends: emit::Ends {
+                src: SocketAddr::new(local, 0),
+                dst: SocketAddr::new(local, 0),
+            },
             varied: false,
             hurried: false,
         }
@@ -163,6 +164,14 @@ impl Engine {
         self.line.next_in = self.line.next_in.wrapping_add(length(bytes));
     }
 
+    /// Something may be written for the guest.
+    pub(super) fn can_send(&mut self) -> bool {
+        let segment = usize::from(self.mss());
+        let socket = self.socket();
+        let (can_send, empty) = (socket.can_send(), socket.send_queue() == 0);
+        can_send && self.extent.room(empty, segment) > 0
+    }
+
     /// Lets the host write payload for the guest into the free part of the send ring, as
     /// [`Socket::send`] does.
     ///
@@ -173,9 +182,11 @@ impl Engine {
         write: impl FnOnce(&mut [u8]) -> (usize, R),
     ) -> Result<R, SendError> {
         let empty = self.socket().send_queue() == 0;
+        let most = self.extent.room(empty, usize::from(self.mss()));
         let mut written = 0;
         let result = self.socket().send(|room| {
-            let (len, result) = write(room);
+            let most = most.min(room.len());
+            let (len, result) = write(&mut room[..most]);
             written = len;
             (len, result)
         });
@@ -210,6 +221,7 @@ impl Engine {
         self.prepare().listen(local)?;
         let mut options = syn.options;
         options.mss = Some(self.agree(options.mss));
+        self.set_ends(ends);
         self.note_syn(syn.seq, syn.window, options);
         let replay = Written::syn(ends, Syn { options, ..syn });
         self.ingress(now, tx, replay.bytes());
@@ -220,6 +232,10 @@ impl Engine {
     pub(super) fn note_syn(&mut self, seq: u32, window: u16, options: SynOptions) {
         self.line.options = options;
         self.line.next_in = seq.wrapping_add(1);
+        // What our own SYN announced, if it came before.
+        let said = u32::from(self.line.sent.last.window);
+        self.line.sent.edge = self.line.next_in.wrapping_add(said);
+        self.line.sent.room = self.line.sent.edge;
         self.extent.begin_at(self.line.next_in);
         // A window in a SYN is not scaled.
         self.line.guest_window = window >> options.window_scale.unwrap_or(0);
@@ -244,6 +260,7 @@ impl Engine {
     /// When an endpoint has port 0.
     pub fn connect(&mut self, ends: emit::Ends) -> Result<(), ConnectError> {
         self.prepare();
+        self.set_ends(ends.reversed());
         let socket = self.sockets.get_mut::<Socket<'static>>(self.handle);
         socket.connect(
             self.interface.context(),
@@ -261,6 +278,16 @@ impl Engine {
         self.socket().set_ack_delay(Some(delay));
         if segment.has(tcp_flags::SYN) && self.socket().state() == State::SynSent {
             return self.syn_ack(now, tx, (packet, header), segment);
+        }
+        if segment.payload_len > 0
+            && let Some((cut, segment)) = self.cut(segment, packet, header)
+        {
+            self.segment(now, tx, &segment, &cut);
+            // Nothing is left where it probed the window: an answer says how large that is.
+            if segment.payload_len == 0 {
+                self.announce(now, tx);
+            }
+            return;
         }
         self.note_segment(segment);
         if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
@@ -290,13 +317,108 @@ impl Engine {
         self.hurried = true;
     }
 
+    /// Who speaks with whom, seen from the guest.
+    pub(super) const fn set_ends(&mut self, ends: emit::Ends) {
+        self.ends = ends;
+    }
+
+    /// What is to be taken of a segment that reaches beyond the window that was announced, or for which
+    /// there is no memory; none where that is all. smoltcp 0.14 takes a window that is not scaled, in a
+    /// SYN, for one that is, and what is beyond its ring it would take for received.
+    fn cut(
+        &mut self,
+        segment: &TcpSegment,
+        packet: &[u8],
+        header: usize,
+    ) -> Option<(Vec<u8>, TcpSegment)> {
+        let end = segment.seq.wrapping_add(length(segment.payload_len));
+        let over = end.wrapping_sub(self.line.sent.edge).cast_signed().max(0);
+        let over = usize::try_from(over).unwrap_or(usize::MAX);
+        let queued = self.socket().recv_queue();
+        // A window of one segment is announced in whole units of its scale.
+        let least = usize::from(self.path.mss()).next_multiple_of(1 << RING_SCALE);
+        let admitted = self.extent.admits(end, queued, least);
+        if over == 0 && admitted >= segment.payload_len {
+            return None;
+        }
+        let kept = segment.payload_len.saturating_sub(over).min(admitted);
+        let mut cut = packet[..header + segment.header_len + kept].to_vec();
+        cut[header + FLAGS] &= !tcp_flags::FIN;
+        let (at, whole) = if packet[0] >> 4 == 6 {
+            (4, cut.len() - 40)
+        } else {
+            (2, cut.len())
+        };
+        let whole = u16::try_from(whole).unwrap_or(u16::MAX);
+        cut[at..at + 2].copy_from_slice(&whole.to_be_bytes());
+        let segment = TcpSegment {
+            payload_len: kept,
+            flags: segment.flags & !tcp_flags::FIN,
+            ..*segment
+        };
+        Some((cut, segment))
+    }
+
+    /// Tells the guest how much it may send, if that has become much more than it knows.
+    pub(super) fn open_window(&mut self, now: Instant, tx: &mut TxBatch) {
+        let sent = self.line.sent;
+        let signed = |distance: u32| distance.cast_signed().max(0);
+        let gain = signed(self.acceptable().wrapping_sub(sent.edge));
+        let left = signed(sent.edge.wrapping_sub(self.line.next_in));
+        if gain >= left.max(i32::from(self.path.mss().min(0x7fff))) {
+            self.announce(now, tx);
+        }
+    }
+
+    fn announce(&mut self, now: Instant, tx: &mut TxBatch) {
+        let (limit, shift) = (self.acceptable(), self.limit().1);
+        let queue = length(self.socket().recv_queue());
+        let room = (length(RING) - queue) >> shift;
+        let room = u16::try_from(room).unwrap_or(u16::MAX);
+        let sent = &mut self.line.sent;
+        let segment = emit::BareSegment {
+            ends: self.ends.reversed(),
+            // A byte that probed the guest's window is behind what it has.
+            seq: match self.line.guest_ack {
+                Some(acked) if self.line.guest_window == 0 => acked,
+                Some(_) | None => sent.next,
+            },
+            ack: sent.last.ack,
+            flags: tcp_flags::ACK,
+            window: sent.window(sent.last.ack, (room, shift), limit),
+            timestamps: sent.last.timestamps.map(|value| stamped(value, now)),
+        };
+        if emit::tcp_bare(tx, self.path.wire, segment) {
+            sent.last.window = segment.window;
+        }
+    }
+
+    /// The sequence number up to which the guest may send without being told by smoltcp.
+    fn acceptable(&self) -> u32 {
+        let (limit, _) = self.limit();
+        let room = self.line.sent.room;
+        if room.wrapping_sub(limit).cast_signed() < 0 {
+            room
+        } else {
+            limit
+        }
+    }
+
+    /// The sequence number up to which the guest may send, and the scale of the window.
+    pub(super) fn limit(&self) -> (u32, u32) {
+        let scales = self.line.options.window_scale.is_some();
+        let shift = if scales { RING_SCALE } else { 0 };
+        let segment = u32::from(self.path.mss()).next_multiple_of(1 << shift);
+        (self.extent.edge(self.line.next_in, segment), shift)
+    }
+
     fn note_segment(&mut self, segment: &TcpSegment) {
         if std::mem::take(&mut self.hurried) {
             self.socket().set_timeout(Some(SILENCE));
         }
-        let newer = segment.ack.wrapping_sub(self.line.guest_ack).cast_signed() >= 0;
-        if segment.has(tcp_flags::ACK) && newer {
-            self.line.guest_ack = segment.ack;
+        let newer = |known: u32| segment.ack.wrapping_sub(known).cast_signed() >= 0;
+        if segment.has(tcp_flags::ACK) && self.line.guest_ack.is_none_or(newer) {
+            self.line.guest_ack = Some(segment.ack);
             self.line.guest_window = segment.window;
         }
         if segment.payload_len > 0 {
@@ -320,7 +442,7 @@ impl Engine {
         let agreed = self.agree(options.mss);
         options.mss = Some(agreed);
         self.note_syn(segment.seq, segment.window, options);
-        self.line.guest_ack = segment.ack;
+        self.line.guest_ack = Some(segment.ack);
         if let Some(announced) = option(header, MSS) {
             *announced = agreed.to_be_bytes();
         }
@@ -331,11 +453,7 @@ impl Engine {
     /// rest, and a FIN behind what it left out; without its FIN the segment is only one to be repeated.
     fn is_beyond_window(&self, segment: &TcpSegment) -> bool {
         let end = segment.seq.wrapping_add(length(segment.payload_len));
-        let scales = self.line.options.window_scale.is_some();
-        let shift = if scales { RING_SCALE } else { 0 };
-        let last = self.line.sent.last;
-        let edge = last.ack.wrapping_add(u32::from(last.window) << shift);
-        end.wrapping_sub(edge).cast_signed() > 0
+        end.wrapping_sub(self.line.sent.edge).cast_signed() > 0
     }
 
     /// The window less one, if it is too small for a whole segment. An open one is not closed by that,
@@ -376,7 +494,7 @@ impl Engine {
     }
 
     fn ingress(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
-        let mss = self.mss();
+        let (mss, limit) = (self.mss(), self.limit());
         let mut device = OnePacket {
             packet: Some(packet),
             bulk: false,
@@ -385,6 +503,7 @@ impl Engine {
             mss,
             now,
             sent: &mut self.line.sent,
+            limit,
         };
         self.interface
             .poll_ingress_single(now, &mut device, &mut self.sockets);
@@ -393,7 +512,7 @@ impl Engine {
     /// Sends what is due, until nothing is or the batch is full; true when the batch stopped it.
     /// `bulk` off lets a last segment (a RST) into the reserve for control frames.
     pub fn egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {
-        let mss = self.mss();
+        let (mss, limit) = (self.mss(), self.limit());
         loop {
             let mut device = OnePacket {
                 packet: None,
@@ -403,6 +522,7 @@ impl Engine {
                 mss,
                 now,
                 sent: &mut self.line.sent,
+                limit,
             };
             let sent = self
                 .interface
@@ -442,76 +562,4 @@ pub(super) fn interface((now, seed): (Instant, u64), path: Path, local: IpAddr) 
 
 pub(super) fn endpoint(addr: SocketAddr) -> IpEndpoint {
     IpEndpoint::new(addr.ip().into(), addr.port())
-}
-
-/// A segment without payload, as the guest would send it.
-pub(super) struct Written {
-    bytes: [u8; MAX_HEADERS],
-    len: usize,
-}
-
-impl Written {
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-
-    /// A SYN anew from what was kept of it, so that nothing of the guest's options but the known ones
-    /// reaches smoltcp.
-    pub(super) fn syn(ends: emit::Ends, syn: Syn) -> Self {
-        let tcp = TcpRepr {
-            src_port: ends.src.port(),
-            dst_port: ends.dst.port(),
-            control: TcpControl::Syn,
-            seq_number: TcpSeqNumber(syn.seq.cast_signed()),
-            ack_number: None,
-            window_len: syn.window,
-            window_scale: syn.options.window_scale,
-            max_seg_size: syn.options.mss,
-            sack_permitted: syn.options.sack_permitted,
-            sack_ranges: [None; 3],
-            timestamp: syn
-                .options
-                .timestamp
-                .map(|sent| TcpTimestampRepr::new(sent, 0)),
-            payload: &[],
-        };
-        Self::new(ends, &tcp)
-    }
-
-    /// An acknowledgement, or the end of the guest's stream.
-    pub(super) fn ack(
-        ends: emit::Ends,
-        control: TcpControl,
-        numbers: [u32; 2],
-        window: u16,
-    ) -> Self {
-        let [seq, ack] = numbers.map(|number| TcpSeqNumber(number.cast_signed()));
-        let tcp = TcpRepr {
-            src_port: ends.src.port(),
-            dst_port: ends.dst.port(),
-            control,
-            seq_number: seq,
-            ack_number: Some(ack),
-            window_len: window,
-            window_scale: None,
-            max_seg_size: None,
-            sack_permitted: false,
-            sack_ranges: [None; 3],
-            timestamp: None,
-            payload: &[],
-        };
-        Self::new(ends, &tcp)
-    }
-
-    fn new(ends: emit::Ends, tcp: &TcpRepr<'_>) -> Self {
-        let (src, dst): (IpAddress, IpAddress) = (ends.src.ip().into(), ends.dst.ip().into());
-        let ip = IpRepr::new(src, dst, IpProtocol::Tcp, tcp.buffer_len(), 64);
-        let mut bytes = [0; MAX_HEADERS];
-        let len = ip.buffer_len();
-        let caps = ChecksumCapabilities::ignored();
-        ip.emit(&mut bytes[..len], &caps);
-        let mut segment = smoltcp::wire::TcpPacket::new_unchecked(&mut bytes[ip.header_len()..len]);
-        tcp.emit(&mut segment, &src, &dst, &caps);
-        Self { bytes, len }
-    }
 }

@@ -1,22 +1,57 @@
-//! The memory that rings hold: how much of each has been written to, and the sum of it all.
+//! The memory that rings hold: how much of each has been written to, the sum of it all, and what that
+//! leaves for each.
 //!
 //! Owns numbers only. A ring is a range of zeroed pages that the kernel commits when they are first
 //! written to, so what counts is how far a ring has been written since it was made; an [`Extent`] keeps
 //! that for the two rings of an engine and gives it back to the [`Budget`] when they are freed.
+//!
+//! The share of a ring is a part of what is free, the same for all at a time (dynamic thresholds, Choudhury
+//! and Hahne 1998): who holds more gets no more until it has drained, who holds less does, and a part is
+//! always left for newcomers. Below its share a ring is written freely; beyond, one segment at a time.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::tcp_engine::RING;
+use super::tcp_engine::{RING, length};
+
+/// Into how many shares the free memory is divided.
+const SHARES: usize = 4;
+
+/// Bytes of the guest's that are taken from the first: what a SYN can announce (RFC 9293 3.1).
+const FIRST_WINDOW: u32 = 64 * 1024;
 
 /// What the rings of all connections hold together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Budget {
+    limit: usize,
     held: Cell<usize>,
     engines: Cell<usize>,
 }
 
 impl Budget {
+    /// At most `limit` bytes, but for a segment in each ring.
+    pub(super) const fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            held: Cell::new(0),
+            engines: Cell::new(0),
+        }
+    }
+
+    const fn free(&self) -> usize {
+        self.limit.saturating_sub(self.held.get())
+    }
+
+    /// Bytes that one ring may hold, as things are.
+    pub(super) fn share(&self) -> usize {
+        (self.free() / SHARES).min(RING)
+    }
+
+    /// No ring may be as full as it could be.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.share() < RING
+    }
+
     /// Bytes that rings hold, those of engines that wait to be used included.
     pub(super) const fn held(&self) -> usize {
         self.held.get()
@@ -70,6 +105,52 @@ impl Extent {
         self.begin = seq;
     }
 
+    /// The share of each of the rings.
+    pub(super) fn share(&self) -> usize {
+        self.budget.share()
+    }
+
+    /// No ring may be as full as it could be.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.budget.is_scarce()
+    }
+
+    /// Bytes that may be written to the send ring now. Within its share it is written from its start until
+    /// it is empty again; `segment` bytes always may be.
+    pub(super) fn room(&self, was_empty: bool, segment: usize) -> usize {
+        let share = self.share();
+        if share >= RING {
+            return RING;
+        }
+        let from = if was_empty { 0 } else { self.tx_at };
+        share.max(segment).saturating_sub(from)
+    }
+
+    /// The sequence number up to which the guest may send, all before `taken` having been taken: twice
+    /// what it has sent so far, within the share of its ring; `segment` bytes always.
+    pub(super) fn edge(&self, taken: u32, segment: u32) -> u32 {
+        let shown = taken.wrapping_sub(self.begin).min(length(RING));
+        let wanted = (2 * shown).clamp(FIRST_WINDOW, length(RING));
+        let share = self.share();
+        if share >= RING {
+            return taken.wrapping_add(wanted.max(segment));
+        }
+        let left = length(share).saturating_sub(shown);
+        taken.wrapping_add(wanted.min(left).max(segment))
+    }
+
+    /// Bytes that may come from the guest now, of a segment that ends there, with `queued` bytes waiting for
+    /// the host: all, unless memory has run out.
+    pub(super) fn admits(&self, end: u32, queued: usize, segment: usize) -> usize {
+        let reach = usize::try_from(end.wrapping_sub(self.begin)).unwrap_or(RING);
+        let more = reach.min(RING).saturating_sub(self.rx);
+        if more <= self.budget.free() {
+            usize::MAX
+        } else {
+            segment.saturating_sub(queued)
+        }
+    }
+
     /// Payload up to a sequence number came from the guest: smoltcp writes the receive ring from its
     /// start to its end and over again.
     pub(super) fn received(&mut self, end: u32) {
@@ -108,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_counted_once() {
-        let budget = Rc::new(Budget::default());
+        let budget = Rc::new(Budget::new(64 * RING));
         let mut extent = Extent::new(&budget);
         extent.begin_at(u32::MAX);
         extent.received(99);
@@ -135,8 +216,36 @@ mod tests {
     }
 
     #[test]
+    fn shares_shrink_alike_and_never_end() {
+        let budget = Rc::new(Budget::new(8 * RING));
+        let mut extents: Vec<_> = (0..200).map(|_| Extent::new(&budget)).collect();
+        for _ in 0..1000 {
+            for extent in &mut extents {
+                let room = extent.room(false, 0).min(1000);
+                extent.sent(false, room);
+            }
+        }
+        let held = |extent: &Extent| extent.held();
+        let (least, most) = (
+            extents.iter().map(held).min(),
+            extents.iter().map(held).max(),
+        );
+        assert!(most.unwrap() - least.unwrap() <= 1000, "{least:?} {most:?}");
+        assert!(budget.held() <= 8 * RING && budget.held() > 7 * RING);
+        let newcomer = Extent::new(&budget);
+        assert_eq!(newcomer.room(true, 60_000), 60_000, "a segment at least");
+        assert_eq!(newcomer.edge(0, 1460), 1460.max(length(budget.share())));
+        extents.truncate(1);
+        assert_eq!(
+            newcomer.room(true, 1460),
+            RING,
+            "what drains is free at once"
+        );
+    }
+
+    #[test]
     fn a_ring_holds_no_more_than_its_size() {
-        let budget = Rc::new(Budget::default());
+        let budget = Rc::new(Budget::new(64 * RING));
         let mut extent = Extent::new(&budget);
         for round in 0..5_u32 {
             extent.received(round * 500_000);

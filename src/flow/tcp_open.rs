@@ -27,6 +27,9 @@ const ROUNDS: usize = 8;
 /// nearest cache when they are copied out again.
 const CHUNK: usize = 128 * 1024;
 
+/// Rings that hold no more than this are not exchanged for empty ones.
+const LITTLE: usize = 16 * 1024;
+
 /// Two connections and what is known of each. The guest's has an engine while it moves, and only a
 /// line about it while it rests.
 pub(super) struct Open<S, E = Box<Engine>> {
@@ -180,6 +183,11 @@ impl<S: TcpSocket> Open<S> {
         self.active_at
     }
 
+    /// It has another engine than before, of which nobody need be told.
+    pub(super) const fn goes_on_moving(&mut self, moving: bool) {
+        self.moving = moving;
+    }
+
     /// It was not said yet that it moves.
     pub(super) const fn begins_to_move(&mut self) -> bool {
         !std::mem::replace(&mut self.moving, true)
@@ -189,13 +197,22 @@ impl<S: TcpSocket> Open<S> {
     /// engine is in its [`Rest`].
     pub(super) fn is_drained(&mut self, now: Instant) -> bool {
         self.moving = false;
+        let woken = self.socket.woken();
         let pending = (self.readable && !self.host_ended) || self.look_for_error;
+        !pending && !woken.readable && !woken.writable && self.is_even(now)
+    }
+
+    /// Memory is scarce, and it holds more than its share, of which it needs nothing at this moment.
+    pub(super) fn has_too_much(&mut self, now: Instant) -> bool {
+        let extent = &self.engine.extent;
+        let much = extent.held() > extent.share().max(LITTLE);
+        extent.is_scarce() && much && self.is_even(now)
+    }
+
+    /// Both rings are empty, and nothing waits for a time.
+    fn is_even(&mut self, now: Instant) -> bool {
         let ending =
             self.guest_reset || self.silent || self.failed || self.guest_deadline.is_some();
-        let woken = self.socket.woken();
-        if pending || ending || woken.readable || woken.writable {
-            return false;
-        }
         let socket = self.engine.socket();
         let state = match (self.guest_ended, self.host_ended) {
             (false, false) => State::Established,
@@ -203,7 +220,8 @@ impl<S: TcpSocket> Open<S> {
             (false, true) => State::FinWait2,
             (true, true) => return false,
         };
-        socket.state() == state
+        !ending
+            && socket.state() == state
             && socket.send_queue() == 0
             && socket.recv_queue() == 0
             && self.engine.is_settled(now)
@@ -242,29 +260,33 @@ impl<S: TcpSocket> Open<S> {
             return self.fail(&Failure::Guest, now, tx);
         }
         for _ in 0..ROUNDS {
-            let moved = match self.transfer() {
+            let [to_host, to_guest] = match self.transfer() {
                 Ok(moved) => moved,
                 Err(failure) => return self.fail(&failure, now, tx),
             };
             if !self.silent && self.engine.egress(now, tx, true) {
                 return Progress::More;
             }
+            if to_host > 0 && !self.guest_ended && !self.silent {
+                self.engine.open_window(now, tx);
+            }
             // In TIME-WAIT smoltcp would forget what the host has not taken yet.
             self.silent = self.engine.socket().state() == State::TimeWait;
             if let Some(over) = self.over() {
                 return over;
             }
-            if moved == 0 {
+            if to_host + to_guest == 0 {
                 return Progress::Idle;
             }
         }
         Progress::More
     }
 
-    fn transfer(&mut self) -> Result<usize, Failure> {
+    /// Bytes that went each way.
+    fn transfer(&mut self) -> Result<[usize; 2], Failure> {
         if self.guest_deadline.is_some() {
             match self.engine.socket().state() {
-                State::SynSent | State::SynReceived => return Ok(0),
+                State::SynSent | State::SynReceived => return Ok([0; 2]),
                 // A RST for our SYN|ACK takes smoltcp back to listening (RFC 9293 3.10.7.4).
                 State::Closed | State::Listen => return Err(Failure::Guest),
                 State::Established
@@ -280,7 +302,7 @@ impl<S: TcpSocket> Open<S> {
         self.wake();
         let to_host = self.carry_to_host()?;
         self.wake();
-        let moved = to_host + self.carry_to_guest()?;
+        let moved = [to_host, self.carry_to_guest()?];
         if self.guest_reset || self.ended_too_soon() {
             return Err(Failure::Guest);
         }
@@ -383,7 +405,7 @@ impl<S: TcpSocket> Open<S> {
     /// Host to guest: `recv` writes into the send ring in place.
     fn carry_to_guest(&mut self) -> Result<usize, Failure> {
         let mut moved = 0;
-        while self.readable && !self.host_ended && self.engine.socket().can_send() {
+        while self.readable && !self.host_ended && self.engine.can_send() {
             let socket = &mut self.socket;
             let received = self.engine.send(|room| {
                 let chunk = room.len().min(CHUNK);

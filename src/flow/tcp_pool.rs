@@ -28,7 +28,6 @@ const WARM_TIME: Duration = Duration::from_secs(2);
     reason = "an engine stays where it is while it goes from one connection to the next"
 )]
 /// All engines that no connection has at the moment.
-#[derive(Default)]
 pub struct EnginePool {
     budget: Rc<Budget>,
     warm: Vec<Box<Engine>>,
@@ -38,6 +37,17 @@ pub struct EnginePool {
 }
 
 impl EnginePool {
+    /// A pool whose rings hold no more than `limit` bytes, but for a segment in each.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            budget: Rc::new(Budget::new(limit)),
+            warm: Vec::new(),
+            least: 0,
+            look_at: None,
+        }
+    }
+
     /// An engine for the endpoint `local` (an outside address), not yet open. `seed` decides its
     /// initial sequence number and must be unpredictable (RFC 6528). None where there is no memory.
     pub fn engine(
@@ -78,7 +88,8 @@ impl EnginePool {
 
     /// Takes an engine back whose connection is over or rests.
     pub fn put(&mut self, engine: Box<Engine>) {
-        if engine.extent.held() <= WARM_BYTES && self.warm.len() < WARM {
+        let small = engine.extent.held() <= WARM_BYTES && !self.budget.is_scarce();
+        if small && self.warm.len() < WARM {
             self.warm.push(engine);
         }
     }

@@ -13,16 +13,16 @@ use smoltcp::socket::tcp::State;
 use smoltcp::wire::TcpControl;
 
 use super::tcp_device::{Path, capabilities};
-use super::tcp_engine::{Engine, KEEPALIVE, Line, SILENCE, Syn, Written, endpoint};
+use super::tcp_engine::{
+    Engine, KEEPALIVE, Line, MAX_HEADERS, RING, SILENCE, Syn, endpoint, length,
+};
+use super::tcp_written::Written;
 use crate::net::emit::Ends;
 use crate::net::parse::tcp_flags;
 use crate::net::{Duration, Instant};
 
 /// A settled engine waits for nothing that comes sooner: keep-alive is all that is left.
 const FAR: Duration = Duration::from_secs(600);
-
-/// Room for a segment without payload.
-const HEADERS: usize = 120;
 
 /// A connection in which nothing is under way.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +58,7 @@ impl Engine {
         // The payload so far moves the beginning: all of it has been acknowledged.
         line.sent.initial = line.sent.initial.wrapping_add(line.given);
         line.given = 0;
+        line.sent.next = line.sent.initial.wrapping_add(1);
         Rest(line)
     }
 
@@ -105,6 +106,10 @@ impl Engine {
             self.rehearse(now, Some(&tell(TcpControl::None, ours.wrapping_add(1))));
         }
         self.line = line;
+        // smoltcp has said as much as its SYN could, and takes as much as its ring has room for.
+        let room = length(RING).min(u32::from(u16::MAX) << self.limit().1);
+        self.line.sent.room = line.next_in.wrapping_add(room);
+        self.set_ends(ends);
         self.extent.begin_at(line.next_in);
         if overdue {
             // Without a time before, this one is due at once. Then the guest has as long as ever.
@@ -183,7 +188,7 @@ struct Said<'a>(&'a mut Option<u32>, bool);
 
 impl TxToken for Said<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut headers = [0; HEADERS];
+        let mut headers = [0; MAX_HEADERS];
         let mut longer = Vec::new();
         let packet = match headers.get_mut(..len) {
             Some(packet) => packet,
@@ -279,7 +284,7 @@ mod tests {
 
     #[test]
     fn an_engine_goes_on_with_any_sequence_number_in_every_state() {
-        let mut pool = EnginePool::default();
+        let mut pool = EnginePool::new(1 << 30);
         let edges = [0, 1, u32::MAX, u32::MAX - 1, 1 << 31, 0x1234_5678];
         let numbers = (0..2000_u32).map(|n| n.wrapping_mul(0x9e37_79b9));
         for initial in edges.into_iter().chain(numbers) {
@@ -299,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_resumed_engine_has_nothing_to_say_but_its_next_byte() {
-        let mut pool = EnginePool::default();
+        let mut pool = EnginePool::new(1 << 30);
         let mut tx = TxBatch::new(64, 256 * 1024);
         let streams = Streams {
             guest_ended: false,

@@ -116,7 +116,7 @@ impl<H: Host> Stack<H> {
         Self {
             link,
             table: Table::new(config.max_flows, hash),
-            engines: EnginePool::default(),
+            engines: EnginePool::new(config.max_buffer_memory),
             moving: Moving::default(),
             neighbours: Neighbours::new(config.plan.gateway(), link.guest_mac, hash),
             dhcp: DhcpServer::new(config.plan),
@@ -276,6 +276,12 @@ impl<H: Host> Stack<H> {
     #[must_use]
     pub fn flows(&self) -> usize {
         self.table.len()
+    }
+
+    /// Bytes of memory that the rings of TCP flows hold, and the number of flows that have any.
+    #[must_use]
+    pub fn buffers(&self) -> (usize, usize) {
+        (self.engines.held(), self.engines.in_use())
     }
 
     /// What must hold between any two calls; tests ask after every step.

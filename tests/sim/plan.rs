@@ -126,6 +126,8 @@ pub(crate) struct Plan {
     /// The link is down from a time on for a time.
     pub(crate) outage: Option<(Duration, Duration)>,
     pub(crate) mtu: u16,
+    /// Limit on the stack's buffers: plenty, little, or none beyond a segment each way.
+    pub(crate) buffer_memory: usize,
     /// Bytes of the guest's buffers, each way; its window and the scale of it follow from this.
     pub(crate) guest_buffer: usize,
     /// Bytes of the buffers of the host's socket.
@@ -169,6 +171,7 @@ impl Plan {
             mtu: random
                 .of(&[576, 1280, 1500, 1500, 9000, 65_520])
                 .max(if ipv6 { MIN_MTU6 } else { MIN_MTU }),
+            buffer_memory: random.of(&[256 << 20, 256 << 20, 1 << 20, 128 << 10, 0]),
             guest_buffer: random.of(&[1, 4, 16, 64, 256]) * 1024,
             host_buffer: random.of(&[1, 4, 16, 64, 256]) * 1024,
             patience: Duration::from_secs(1 + random.below(200)),
