@@ -25,12 +25,14 @@ use support::{Bed, LINK};
 const SMALL: usize = 64;
 /// Payloads of datagrams that are parsed: short, full at an MTU of 1500, the longest.
 const PARSED: [usize; 3] = [64, 1472, 65_507];
-/// Packets to warm up: the rings are filled from end to end.
-const WARM_PACKETS: usize = 1_000;
+/// Packets to warm up: the rings are filled from end to end, and timers of a second have come due.
+const WARM_PACKETS: usize = 50_000;
 /// Packets that must not allocate after that.
 const STEADY_PACKETS: usize = 10_000;
 /// A pause after which a retransmission timer of smoltcp (1 s at least) has come due.
 const PAUSE: Duration = Duration::from_millis(1100);
+/// How long the acknowledgement of a short segment may take.
+const ACK_DELAY: Duration = Duration::from_millis(1);
 
 /// A dialogue that can be gone through again and again.
 trait Scenario {
@@ -68,12 +70,19 @@ impl Upload {
 
 impl Scenario for Upload {
     fn step(&mut self) -> usize {
-        for _ in 0..self.segments {
+        let mut sent = 0;
+        // The window opens with what has been sent.
+        while sent < self.segments && self.guest.may_send() {
             self.guest.send(&mut self.bed, self.meta);
+            sent += 1;
         }
         self.bed.finish(|frame| self.guest.see(frame));
+        // What does not fill a segment waits for an answer to be acknowledged with.
+        if !self.guest.is_acknowledged() {
+            self.bed.rest(ACK_DELAY, |frame| self.guest.see(frame));
+        }
         assert!(self.guest.is_acknowledged(), "the host took all of it");
-        self.segments
+        sent
     }
 
     fn throughput(&self) -> Throughput {
@@ -167,7 +176,7 @@ impl Scenario for Paced {
         guest.acknowledge(bed);
         bed.frame(&self.frame, RxMeta::plain(LINK));
         bed.finish(|frame| guest.see(frame));
-        bed.rest(PAUSE);
+        bed.rest(PAUSE, |_| {});
         packets + 1
     }
 

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use tapgate::buf::{ETHERNET_HEADER, RxMeta};
 use tapgate::net::checksum::Sum;
 use tapgate::net::emit;
+use tapgate::net::parse::syn_options;
 use tapgate::net::parse::tcp_flags::{ACK, FIN, SYN};
 use tapgate::net::{IPV4_HEADER, Mac, PROTOCOL_TCP, PROTOCOL_UDP, TCP_HEADER, UDP_HEADER, Wire};
 
@@ -112,6 +113,10 @@ pub(crate) struct GuestTcp {
     next: u32,
     /// The sequence number up to which the stack has acknowledged.
     acknowledged: u32,
+    /// The sequence number up to which the stack lets it send.
+    edge: u32,
+    /// The shift of the stack's window (RFC 7323).
+    scale: u8,
     /// The next sequence number to come.
     heard: u32,
     /// What `heard` was after each segment since the last [`GuestTcp::acknowledge`].
@@ -129,6 +134,8 @@ impl GuestTcp {
             payload: u32::try_from(payload).expect("a segment fits a packet"),
             next: 0,
             acknowledged: 0,
+            edge: 0,
+            scale: 0,
             heard: 0,
             ends: Vec::with_capacity(SEGMENTS),
         }
@@ -150,6 +157,8 @@ impl GuestTcp {
             // The stack chooses where its sequence numbers begin.
             self.heard = Seen::in_frame(frame).seq;
             self.see(frame);
+            // A SYN's own window is not scaled.
+            self.scale = syn_options(&frame[TCP_AT..]).window_scale.unwrap_or(0);
         });
         assert_eq!(self.acknowledged, self.next, "the SYN was answered");
     }
@@ -200,10 +209,17 @@ impl GuestTcp {
         let seen = Seen::in_frame(frame);
         assert_eq!(seen.seq, self.heard, "in order, and nothing twice");
         self.acknowledged = seen.ack;
+        self.edge = seen.ack.wrapping_add(seen.window << self.scale);
         if seen.length > 0 {
             self.heard = self.heard.wrapping_add(seen.length);
             self.ends.push(self.heard);
         }
+    }
+
+    /// The stack's window has room for a segment.
+    pub(crate) fn may_send(&self) -> bool {
+        let end = self.next.wrapping_add(self.payload);
+        self.edge.wrapping_sub(end).cast_signed() >= 0
     }
 
     /// The stack has acknowledged everything.
@@ -221,6 +237,8 @@ impl GuestTcp {
 struct Seen {
     seq: u32,
     ack: u32,
+    /// The field of the header.
+    window: u32,
     /// Sequence space: payload, SYN and FIN.
     length: u32,
 }
@@ -234,6 +252,7 @@ impl Seen {
         Self {
             seq: word(4),
             ack: word(8),
+            window: u32::from(u16::from_be_bytes([tcp[14], tcp[15]])),
             length: u32::try_from(payload).expect("a frame is short") + control,
         }
     }

@@ -107,10 +107,10 @@ impl Bed {
         }
     }
 
-    /// Nothing comes for a while, but timers that are due act.
-    pub(crate) fn rest(&mut self, time: Duration) {
+    /// Nothing comes for a while, but timers that are due act; what they send goes to `sees`.
+    pub(crate) fn rest(&mut self, time: Duration, sees: impl FnMut(&[u8])) {
         self.now += time;
-        self.finish(|_| {});
+        self.finish(sees);
     }
 
     /// Number of flows in the table.

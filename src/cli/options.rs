@@ -113,8 +113,8 @@ pub struct Options {
     /// together than that: answers are quicker, and cost processor time; 0 never does
     #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_BUSY_POLL, value_parser = clap::value_parser!(u64).range(0..=1_000))]
     pub busy_poll: u64,
-    /// Limit on the buffers of TCP connections together, bytes, or with K, M or G: windows shrink as it
-    /// comes near, and nothing fails
+    /// Where the buffers of TCP connections together stop growing, bytes, or with K, M or G: windows shrink as
+    /// they come near, and nothing fails; a connection that never drains may hold a mebibyte beyond it
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = buffer_memory)]
     pub max_buffer_memory: usize,
     /// Leave checksums and segmentation to the kernel where it can
