@@ -22,7 +22,7 @@ use support::sockets::{Sockets, reset};
 use support::world::World;
 use support::{
     ANY6, GATEWAY, GATEWAY6, LOOPBACK, LOOPBACK6, NOWHERE, NOWHERE6, RESOLVER, RESOLVER6, SOON,
-    WORLD_A, WORLD6_A, at,
+    WORLD_A, WORLD6_A, at, wait_until,
 };
 
 /// The parts that an address of one family plays.
@@ -191,7 +191,10 @@ fn exchange_streams(net: &Net, family: Family) {
         reset(cut);
         let port = echo.port();
         drop(echo);
-        assert!(net.guest.connect(at(asked, port)).is_err());
+        // A process that another test is starting may hold the listener for a moment longer.
+        wait_until("a refusal", SOON, || {
+            net.guest.connect(at(asked, port)).is_err().then_some(())
+        });
     }
 }
 
