@@ -1,6 +1,6 @@
 //! One TCP endpoint towards the guest: an `Interface` with a single socket.
 //!
-//! This and [`tcp`](super::tcp) are the only files that name smoltcp's TCP socket. Comes in: IP
+//! This and the files beside it that begin with `tcp` are the only ones that name smoltcp's TCP socket. Comes in: IP
 //! packets that the parser has passed, and the time. Goes out: frames with the offloads that the
 //! link does, or complete ones. The engine has no policy: it neither opens nor closes by itself.
 

@@ -1,7 +1,8 @@
 //! Pings of a guest to the outside, by the host's ICMP echo sockets (RFC 5508 section 3).
 //!
-//! Where the kernel grants no such socket the guest hears "administratively prohibited", and the
-//! log says once what to do about it. Replies are never made up.
+//! Comes in: a guest's requests, readiness of host sockets. Goes out: replies and errors. Where the kernel
+//! grants no such socket the guest hears "administratively prohibited", and the log says once what to do
+//! about it. Replies are never made up.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use crate::net::emit::{self, EchoReply, IcmpError};
 use crate::net::parse::{Echo, Ip};
 
 use super::counters::Disposition;
+use super::guest::Original;
 use super::mapping::{self, Verdict};
 use super::{Stack, udp};
 
@@ -69,7 +71,7 @@ impl<H: Host> Stack<H> {
             )),
             sent => sent.map_err(Into::into),
         };
-        self.after_sending(turn, ip, sent)
+        self.after_sending(turn, Original::of(ip), sent)
     }
 
     fn open_echo(

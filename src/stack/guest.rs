@@ -29,6 +29,18 @@ pub(super) struct Original<'a> {
     pub(super) packet: &'a [u8],
 }
 
+impl<'a> Original<'a> {
+    /// A packet that is still there.
+    pub(super) const fn of(ip: &Ip<'a>) -> Self {
+        Self {
+            wire: ip.wire,
+            src: ip.src,
+            dst: ip.dst,
+            packet: ip.bytes,
+        }
+    }
+}
+
 impl<H: Host> Stack<H> {
     pub(super) fn guest_frame(
         &mut self,
@@ -243,13 +255,7 @@ impl<H: Host> Stack<H> {
         ip: &Ip<'_>,
         error: IcmpError,
     ) -> Disposition {
-        let original = Original {
-            wire: ip.wire,
-            src: ip.src,
-            dst: ip.dst,
-            packet: ip.bytes,
-        };
-        self.tell_of(turn, original, error)
+        self.tell_of(turn, Original::of(ip), error)
     }
 
     /// The same about a packet that is gone, of which this is left. Where the gateway's own addresses

@@ -11,7 +11,7 @@ use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
 use crate::host::{Host, Inbox, Outgoing, QueuedError, Received, Token, UdpSocket};
 use crate::net::emit::{self, Datagram, DatagramId, Ends};
-use crate::net::{DropReason, Marks, Wire};
+use crate::net::{Marks, Wire};
 
 use super::counters::Disposition;
 use super::guest::Original;
@@ -21,9 +21,6 @@ use super::{Stack, publish};
 /// Bytes of payload up to which a datagram waits for others: above that, a train would be over most
 /// paths' MTU, and little is saved.
 const MAX_WAITING: usize = 9_000;
-
-/// Datagrams of one train at most (linux/udp.h, `UDP_MAX_SEGMENTS`, as it first was).
-const MAX_DATAGRAMS: usize = 64;
 
 /// Bytes of a packet that are kept for an error to quote: as much as one over IPv6 does (RFC 4443 2.4 c).
 const QUOTED: usize = 1_232;
@@ -85,7 +82,7 @@ impl Train {
             && (1..=size).contains(&len)
             // A shorter one is the last.
             && self.payload.len() == self.count * size
-            && self.count < MAX_DATAGRAMS
+            && self.count < emit::MAX_TRAIN_DATAGRAMS
             && self.payload.len() + len <= emit::MAX_TRAIN
     }
 
@@ -136,20 +133,13 @@ impl<H: Host> Stack<H> {
         let train = std::mem::take(&mut self.train);
         let segment = NonZeroU16::new(train.size).filter(|_| train.count > 1);
         let sent = self.send(turn, &departure, &train.payload, segment);
-        let disposition = match sent {
-            Ok(()) => Disposition::Forwarded,
-            Err(Unsent::Said(error)) => {
-                let original = Original {
-                    wire: departure.wire,
-                    src: departure.guest.ip(),
-                    dst: departure.asked,
-                    packet: &train.packet,
-                };
-                self.tell_of(turn, original, error)
-            }
-            Err(Unsent::Silent) => Disposition::Dropped(DropReason::HostBusy),
+        let original = Original {
+            wire: departure.wire,
+            src: departure.guest.ip(),
+            dst: departure.asked,
+            packet: &train.packet,
         };
-        if let Disposition::Dropped(reason) = disposition {
+        if let Disposition::Dropped(reason) = self.after_sending(turn, original, sent) {
             self.counters.add_drops(reason, train.count as u64);
         }
         self.train = train;
@@ -293,5 +283,5 @@ fn train_length(inbox: &Inbox, ends: Ends, mtu: u16) -> usize {
         goes
     };
     count += datagrams.map(goes).take_while(|goes| *goes).count();
-    count.min(MAX_DATAGRAMS)
+    count.min(emit::MAX_TRAIN_DATAGRAMS)
 }

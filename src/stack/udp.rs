@@ -16,6 +16,7 @@ use crate::net::{DropReason, Instant, Marks, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
+use super::guest::Original;
 use super::mapping::{self, Verdict};
 use super::trains::{Departure, Exit, FromGuest};
 
@@ -131,7 +132,7 @@ impl<H: Host> Stack<H> {
             };
             self.depart(turn, departure, datagram)
         });
-        self.after_sending(turn, ip, sent)
+        self.after_sending(turn, Original::of(ip), sent)
     }
 
     /// How a guest's packet leaves: one hop further, unless it is for the gateway itself.
@@ -147,12 +148,12 @@ impl<H: Host> Stack<H> {
     pub(super) fn after_sending(
         &mut self,
         turn: &mut Turn<'_, H>,
-        ip: &Ip<'_>,
+        original: Original<'_>,
         sent: Result<(), Unsent>,
     ) -> Disposition {
         match sent {
             Ok(()) => Disposition::Forwarded,
-            Err(Unsent::Said(error)) => self.tell(turn, ip, error),
+            Err(Unsent::Said(error)) => self.tell_of(turn, original, error),
             Err(Unsent::Silent) => Disposition::Dropped(DropReason::HostBusy),
         }
     }

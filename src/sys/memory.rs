@@ -1,6 +1,7 @@
-//! Memory and entropy: what the allocator and the kernel are asked for once at start.
+//! Memory and entropy, of the allocator and the kernel.
 //!
-//! Rings of a mebibyte are allocated zeroed for each TCP flow and must cost nothing until written.
+//! Rings of a mebibyte are allocated zeroed for TCP flows, cost nothing until written, and may be refused; the
+//! rest is asked for once at start.
 
 use std::alloc::{self, Layout};
 use std::io;

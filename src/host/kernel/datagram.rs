@@ -16,17 +16,12 @@ use super::error_queue::{keep_errors, next_error};
 use super::marks::{Told, note_marks, take_mark};
 use crate::host::{Inbox, Outgoing, QueuedError, Received, UdpSocket, datagrams};
 use crate::net::Marks;
+use crate::net::emit::{MAX_TRAIN, MAX_TRAIN_DATAGRAMS};
 use crate::sys::datagrams::{self as batch, ReceivedDatagram};
 
 /// Receive buffer asked for: a burst of a thousand sockets' answers must not be lost while the
 /// loop is busy. The kernel caps it at `net.core.rmem_max`.
 const RECEIVE_BUFFER: usize = 1 << 20;
-
-/// Datagrams of one train at most: `UDP_MAX_SEGMENTS` of linux/udp.h, which was 64 before Linux 6.9.
-const MAX_SEGMENTS: usize = 64;
-
-/// Bytes of one train at most: the longest payload of a datagram over IPv4.
-const MAX_TRAIN: usize = 65_507;
 
 /// A UDP socket of the kernel.
 #[derive(Debug)]
@@ -192,7 +187,7 @@ impl UdpSocket for KernelUdp {
 fn trains(payload: &[u8], segment: Option<NonZeroU16>) -> impl Iterator<Item = &[u8]> {
     let step = segment.map_or(payload.len(), |segment| {
         let segment = usize::from(segment.get());
-        (MAX_TRAIN / segment).clamp(1, MAX_SEGMENTS) * segment
+        (MAX_TRAIN / segment).clamp(1, MAX_TRAIN_DATAGRAMS) * segment
     });
     let empty = payload.is_empty().then_some(payload);
     empty.into_iter().chain(payload.chunks(step.max(1)))

@@ -18,7 +18,7 @@ use crate::buf::{ETHERNET_HEADER, Offload, TxBatch};
 pub(super) use icmp::fill_icmpv6_checksum;
 pub use icmp::{EchoReply, IcmpError, echo_reply, icmp_error, quoted_echo, quoted_syn, quoted_udp};
 use udp::udp_header;
-pub use udp::{Datagram, MAX_TRAIN, fits, udp, udp_train};
+pub use udp::{Datagram, MAX_TRAIN, MAX_TRAIN_DATAGRAMS, fits, udp, udp_train};
 
 /// Bytes of an Ethernet ARP packet.
 const ARP_LEN: usize = 28;

@@ -16,6 +16,9 @@ const CHECKSUM_FIELD: u16 = 6;
 /// Bytes of payload in one train at most: what fits an IPv4 packet.
 pub const MAX_TRAIN: usize = 65_507;
 
+/// Datagrams of one train at most: `UDP_MAX_SEGMENTS` of linux/udp.h, which was 64 before Linux 6.9.
+pub const MAX_TRAIN_DATAGRAMS: usize = 64;
+
 /// A UDP datagram to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Datagram<'a> {
