@@ -79,6 +79,8 @@ pub(super) struct Sent {
     pub(super) edge: u32,
     /// The sequence number up to which smoltcp would take what it sends.
     pub(super) room: u32,
+    /// Bytes of the guest's that smoltcp has not heard of; wraps.
+    pub(super) skipped: u32,
 }
 
 impl Sent {
@@ -331,7 +333,8 @@ fn finish(
 fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
     let [.., high, low] = tcp[..16] else { return };
     let word = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
-    let (seq, ack, flags, field) = (word(4), word(8), tcp[13], u16::from_be_bytes([high, low]));
+    let (seq, flags, field) = (word(4), tcp[13], u16::from_be_bytes([high, low]));
+    let ack = word(8).wrapping_add(sent.skipped);
     let controls = flags & (tcp_flags::SYN | tcp_flags::FIN);
     let payload = tcp.len() - usize::from(tcp[12] >> 4) * 4;
     let length = u32::try_from(payload).unwrap_or(u32::MAX) + controls.count_ones();
@@ -339,6 +342,9 @@ fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
     let is_syn = flags & tcp_flags::SYN != 0;
     if is_syn || end.wrapping_sub(sent.next).cast_signed() > 0 {
         sent.next = end;
+    }
+    if flags & tcp_flags::ACK != 0 {
+        tcp[8..12].copy_from_slice(&ack.to_be_bytes());
     }
     // A SYN without acknowledgement is sent before anything is known of the guest's numbers; a RST
     // announces nothing.

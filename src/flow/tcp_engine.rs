@@ -11,6 +11,7 @@ use smoltcp::socket::tcp::{ConnectError, ListenError, SendError, Socket, SocketB
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
 use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option, stamped};
+use super::tcp_direct::set_length;
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
@@ -77,6 +78,10 @@ pub(super) struct Line {
     pub(super) given: u32,
     /// The next sequence number to pass to the host; the guest's FIN is not counted.
     pub(super) next_in: u32,
+    /// Behind the furthest payload that smoltcp has heard of.
+    pub(super) furthest: u32,
+    /// What the host took directly is not acknowledged yet.
+    pub(super) owes: bool,
     /// The latest acknowledgement of the guest's.
     pub(super) guest_ack: Option<u32>,
     /// The window that came with it, scaled.
@@ -94,6 +99,8 @@ pub struct Engine {
     pub(super) extent: Extent,
     ends: emit::Ends,
     varied: bool,
+    /// A packet with other sequence numbers.
+    pub(super) translated: Vec<u8>,
     /// The guest is being asked whether it is still there, and has less time than else.
     hurried: bool,
 }
@@ -123,6 +130,7 @@ impl Engine {
                 dst: SocketAddr::new(local, 0),
             },
             varied: false,
+            translated: Vec::new(),
             hurried: false,
         }
     }
@@ -232,6 +240,7 @@ impl Engine {
     pub(super) fn note_syn(&mut self, seq: u32, window: u16, options: SynOptions) {
         self.line.options = options;
         self.line.next_in = seq.wrapping_add(1);
+        self.line.furthest = self.line.next_in;
         // What our own SYN announced, if it came before.
         let said = u32::from(self.line.sent.last.window);
         self.line.sent.edge = self.line.next_in.wrapping_add(said);
@@ -285,7 +294,7 @@ impl Engine {
             self.segment(now, tx, &segment, &cut);
             // Nothing is left where it probed the window: an answer says how large that is.
             if segment.payload_len == 0 {
-                self.announce(now, tx);
+                self.announce(now, tx, self.line.sent.last.ack);
             }
             return;
         }
@@ -344,13 +353,7 @@ impl Engine {
         let kept = segment.payload_len.saturating_sub(over).min(admitted);
         let mut cut = packet[..header + segment.header_len + kept].to_vec();
         cut[header + FLAGS] &= !tcp_flags::FIN;
-        let (at, whole) = if packet[0] >> 4 == 6 {
-            (4, cut.len() - 40)
-        } else {
-            (2, cut.len())
-        };
-        let whole = u16::try_from(whole).unwrap_or(u16::MAX);
-        cut[at..at + 2].copy_from_slice(&whole.to_be_bytes());
+        set_length(&mut cut);
         let segment = TcpSegment {
             payload_len: kept,
             flags: segment.flags & !tcp_flags::FIN,
@@ -366,11 +369,13 @@ impl Engine {
         let gain = signed(self.acceptable().wrapping_sub(sent.edge));
         let left = signed(sent.edge.wrapping_sub(self.line.next_in));
         if gain >= left.max(i32::from(self.path.mss().min(0x7fff))) {
-            self.announce(now, tx);
+            self.announce(now, tx, sent.last.ack);
         }
     }
 
-    fn announce(&mut self, now: Instant, tx: &mut TxBatch) {
+    /// Acknowledges up to a sequence number, and tells the guest how much it may send; false when there is no room for
+    /// that.
+    pub(super) fn announce(&mut self, now: Instant, tx: &mut TxBatch, ack: u32) -> bool {
         let (limit, shift) = (self.acceptable(), self.limit().1);
         let queue = length(self.socket().recv_queue());
         let room = (length(RING) - queue) >> shift;
@@ -383,14 +388,16 @@ impl Engine {
                 Some(acked) if self.line.guest_window == 0 => acked,
                 Some(_) | None => sent.next,
             },
-            ack: sent.last.ack,
+            ack,
             flags: tcp_flags::ACK,
-            window: sent.window(sent.last.ack, (room, shift), limit),
+            window: sent.window(ack, (room, shift), limit),
             timestamps: sent.last.timestamps.map(|value| stamped(value, now)),
         };
-        if emit::tcp_bare(tx, self.path.wire, segment) {
-            sent.last.window = segment.window;
+        let told = emit::tcp_bare(tx, self.path.wire, segment);
+        if told {
+            (sent.last.ack, sent.last.window) = (ack, segment.window);
         }
+        told
     }
 
     /// The sequence number up to which the guest may send without being told by smoltcp.
@@ -424,6 +431,9 @@ impl Engine {
         if segment.payload_len > 0 {
             let end = segment.seq.wrapping_add(length(segment.payload_len));
             self.extent.received(end);
+            if end.wrapping_sub(self.line.furthest).cast_signed() > 0 {
+                self.line.furthest = end;
+            }
         }
     }
 
@@ -493,7 +503,8 @@ impl Engine {
         }
     }
 
-    fn ingress(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
+    /// Gives smoltcp a packet.
+    pub(super) fn hear(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
         let (mss, limit) = (self.mss(), self.limit());
         let mut device = OnePacket {
             packet: Some(packet),

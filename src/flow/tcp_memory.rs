@@ -69,6 +69,8 @@ pub(super) struct Extent {
     budget: Rc<Budget>,
     /// The sequence number that stands at the start of the receive ring, until it wraps.
     begin: u32,
+    /// Bytes that came past the receive ring, as far as they matter: at most [`RING`].
+    skipped: u32,
     /// Bytes of the receive ring, at most [`RING`].
     rx: usize,
     /// Bytes of the send ring, at most [`RING`].
@@ -83,6 +85,7 @@ impl Extent {
         Self {
             budget: Rc::clone(budget),
             begin: 0,
+            skipped: 0,
             rx: 0,
             tx: 0,
             tx_at: 0,
@@ -97,12 +100,19 @@ impl Extent {
     /// Another connection begins with the same rings, at their start.
     pub(super) const fn restart(&mut self) {
         self.begin = 0;
+        self.skipped = 0;
         self.tx_at = 0;
     }
 
     /// The guest's stream begins at this sequence number.
     pub(super) const fn begin_at(&mut self, seq: u32) {
         self.begin = seq;
+    }
+
+    /// Payload went past the receive ring, whose start stands for a later number now.
+    pub(super) fn skip(&mut self, bytes: usize) {
+        self.begin = self.begin.wrapping_add(length(bytes));
+        self.skipped = self.skipped.saturating_add(length(bytes)).min(length(RING));
     }
 
     /// The share of each of the rings.
@@ -130,7 +140,7 @@ impl Extent {
     /// what it has sent so far, within the share of its ring; `segment` bytes always.
     pub(super) fn edge(&self, taken: u32, segment: u32) -> u32 {
         let shown = taken.wrapping_sub(self.begin).min(length(RING));
-        let wanted = (2 * shown).clamp(FIRST_WINDOW, length(RING));
+        let wanted = (2 * (shown + self.skipped)).clamp(FIRST_WINDOW, length(RING));
         let share = self.share();
         if share >= RING {
             return taken.wrapping_add(wanted.max(segment));

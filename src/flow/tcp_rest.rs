@@ -59,6 +59,8 @@ impl Engine {
         line.sent.initial = line.sent.initial.wrapping_add(line.given);
         line.given = 0;
         line.sent.next = line.sent.initial.wrapping_add(1);
+        line.sent.skipped = 0;
+        line.furthest = line.next_in;
         Rest(line)
     }
 

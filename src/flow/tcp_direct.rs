@@ -1,0 +1,172 @@
+//! The direct way of bulk from the guest: out of the frame into the host's socket, past the ring.
+//!
+//! smoltcp copies what it receives into its ring, where it waits for the host's socket. A long segment that
+//! comes in order while nothing waits need not: the socket takes it from the frame, as far as it has room. smoltcp
+//! never hears of those bytes. For it the guest's stream is shorter by as many ([`Sent::skipped`]): sequence
+//! numbers are translated on the way to it, acknowledgements on the way from it, and what it would have
+//! acknowledged is acknowledged here.
+//!
+//! [`Sent::skipped`]: super::tcp_device::Sent::skipped
+
+use smoltcp::socket::tcp::State;
+
+use super::tcp_engine::{Engine, MAX_HEADERS, length};
+use crate::buf::TxBatch;
+use crate::net::Instant;
+use crate::net::parse::{self, TcpSegment, tcp_flags};
+
+/// Shorter payload goes by the ring: its acknowledgement is better left to wait for an answer.
+const LEAST: usize = 4096;
+
+/// Where a TCP header has its sequence number and its flags.
+const SEQUENCE: usize = 4;
+const FLAGS: usize = 13;
+
+/// How far one sequence number is behind another, if it is.
+const fn ahead_of(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other).cast_signed() > 0
+}
+
+impl Engine {
+    /// The host's socket may have a segment's payload at once: it is next in the stream, nothing is left
+    /// that came before or after it, and it says nothing that smoltcp would have to judge (RFC 9293
+    /// 3.10.7.4, RFC 5961 section 5).
+    pub(super) fn may_skip(&mut self, segment: &TcpSegment) -> bool {
+        if segment.payload_len < LEAST || segment.flags & !tcp_flags::PSH != tcp_flags::ACK {
+            return false;
+        }
+        let line = self.line;
+        let end = segment.seq.wrapping_add(length(segment.payload_len));
+        let in_order = segment.seq == line.next_in && !ahead_of(line.furthest, line.next_in);
+        let in_window = !ahead_of(end, line.sent.edge);
+        let acknowledges =
+            ahead_of(segment.ack, line.sent.initial) && !ahead_of(segment.ack, line.sent.next);
+        let socket = self.socket();
+        let open = matches!(socket.state(), State::Established | State::FinWait2);
+        in_order && in_window && acknowledges && open && socket.recv_queue() == 0
+    }
+
+    /// Takes a segment of which the host's socket has so much of the payload already.
+    pub(super) fn segment_behind(
+        &mut self,
+        now: Instant,
+        tx: &mut TxBatch,
+        (segment, packet): (&TcpSegment, &[u8]),
+        taken: usize,
+    ) {
+        let header = packet.len() - segment.payload_len - segment.header_len;
+        self.skip(taken, &packet[header..header + segment.header_len]);
+        let rest = TcpSegment {
+            seq: self.line.next_in,
+            payload_len: segment.payload_len - taken,
+            ..*segment
+        };
+        let (headers, payload) = packet.split_at(header + segment.header_len);
+        let mut short = [0; MAX_HEADERS];
+        if let (0, Some(short)) = (rest.payload_len, short.get_mut(..headers.len())) {
+            // smoltcp would take it for an acknowledgement that is repeated because of a loss.
+            if self.tells_nothing(segment) {
+                return;
+            }
+            short.copy_from_slice(headers);
+            make_shorter(short, header, rest.seq);
+            self.segment(now, tx, &rest, short);
+        } else {
+            let mut longer = headers.to_vec();
+            longer.extend(&payload[taken..]);
+            make_shorter(&mut longer, header, rest.seq);
+            self.segment(now, tx, &rest, &longer);
+        }
+    }
+
+    /// The host's socket has taken payload that smoltcp will not hear of; it came with this header.
+    fn skip(&mut self, bytes: usize, header: &[u8]) {
+        let line = &mut self.line;
+        let skipped = length(bytes);
+        line.next_in = line.next_in.wrapping_add(skipped);
+        line.furthest = line.next_in;
+        line.sent.skipped = line.sent.skipped.wrapping_add(skipped);
+        // What smoltcp would take moves along.
+        line.sent.room = line.sent.room.wrapping_add(skipped);
+        self.extent.skip(bytes);
+        // RFC 7323 4.3: of several that are acknowledged together, the first one's time is given back.
+        if !std::mem::replace(&mut line.owes, true)
+            && let Some([_, _, _, _, echo @ ..]) = &mut line.sent.last.timestamps
+            && let Some(time) = parse::syn_options(header).timestamp
+        {
+            *echo = time.to_be_bytes();
+        }
+    }
+
+    /// Something is outstanding for the guest, of which a segment says no more than the last one.
+    fn tells_nothing(&mut self, segment: &TcpSegment) -> bool {
+        let line = self.line;
+        let known = line.guest_ack == Some(segment.ack) && line.guest_window == segment.window;
+        known && self.socket().send_queue() > 0
+    }
+
+    /// Acknowledges what smoltcp does not know of, unless a segment of its own has done so.
+    pub(super) fn acknowledge(&mut self, now: Instant, tx: &mut TxBatch) {
+        if !self.line.owes {
+            return;
+        }
+        let queued = length(self.socket().recv_queue());
+        let due = self.line.next_in.wrapping_add(queued);
+        self.line.owes = self.line.sent.last.ack != due && !self.announce(now, tx, due);
+    }
+
+    /// An acknowledgement is due.
+    pub(super) const fn owes(&self) -> bool {
+        self.line.owes
+    }
+
+    /// Gives smoltcp a packet with the sequence number that it expects there.
+    pub(super) fn ingress(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
+        /// Packets up to this size are translated without asking for memory.
+        const USUAL: usize = 2048;
+        let skipped = self.line.sent.skipped;
+        if skipped == 0 {
+            return self.hear(now, tx, packet);
+        }
+        let mut translated = std::mem::take(&mut self.translated);
+        translated.clear();
+        translated.extend(packet);
+        let header = header_of(packet);
+        if let Some(field) = translated[header + SEQUENCE..].first_chunk_mut() {
+            *field = u32::from_be_bytes(*field)
+                .wrapping_sub(skipped)
+                .to_be_bytes();
+        }
+        self.hear(now, tx, &translated);
+        if translated.capacity() <= USUAL {
+            self.translated = translated;
+        }
+    }
+}
+
+/// Where the TCP header begins in a packet without IPv6 extension headers.
+fn header_of(packet: &[u8]) -> usize {
+    if packet[0] >> 4 == 6 {
+        40
+    } else {
+        usize::from(packet[0] & 0xf) * 4
+    }
+}
+
+/// Makes a packet's headers right for the rest of its payload.
+fn make_shorter(packet: &mut [u8], header: usize, seq: u32) {
+    packet[header + SEQUENCE..header + SEQUENCE + 4].copy_from_slice(&seq.to_be_bytes());
+    packet[header + FLAGS] &= !tcp_flags::PSH;
+    set_length(packet);
+}
+
+/// Writes a packet's length into its IP header.
+pub(super) fn set_length(packet: &mut [u8]) {
+    let (at, counted) = if packet[0] >> 4 == 6 {
+        (4, packet.len() - 40)
+    } else {
+        (2, packet.len())
+    };
+    let counted = u16::try_from(counted).unwrap_or(u16::MAX);
+    packet[at..at + 2].copy_from_slice(&counted.to_be_bytes());
+}
