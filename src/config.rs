@@ -36,6 +36,9 @@ pub const DEFAULT_MAX_BUFFER_MEMORY: usize = 256 << 20;
 /// The least limit that leaves connections a speed worth the name.
 pub const MIN_MAX_BUFFER_MEMORY: usize = 1 << 20;
 
+/// The most workers there can be: their descriptors come in one message.
+pub const MAX_WORKERS: i64 = 8;
+
 /// The roles of the addresses in the virtual subnets, laid out as slirp4netns has them: engines
 /// compute these addresses instead of asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -404,6 +407,8 @@ pub struct Config {
     pub publish: Vec<Publish>,
     /// Limit on flows of all kinds together.
     pub max_flows: u32,
+    /// Event loops, each with a queue of the tap.
+    pub workers: usize,
     /// For how long at most the loop looks for more before it sleeps.
     pub busy_poll: Duration,
     /// Limit on the buffers of TCP connections together, bytes; beyond it each has room for one segment.
@@ -429,6 +434,7 @@ impl Default for Config {
             outbound6: None,
             publish: Vec::new(),
             max_flows: DEFAULT_MAX_FLOWS,
+            workers: 1,
             busy_poll: Duration::from_micros(DEFAULT_BUSY_POLL),
             max_buffer_memory: DEFAULT_MAX_BUFFER_MEMORY,
             offload: true,

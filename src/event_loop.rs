@@ -1,6 +1,7 @@
 //! The one loop that moves frames and events; the only place on the data path that awaits.
 //!
-//! Owns the link, the host, the stack and both batches. A turn reads the clock once, takes a batch
+//! Owns the link, the host, the stack and both batches. Where several of them serve one network, what is
+//! another's is handed over after a turn. A turn reads the clock once, takes a batch
 //! of frames, a batch of events and what is overdue, lets the flows move bytes, and sends what was
 //! produced. Every batch is bounded, so no flow keeps the others waiting for longer than a turn.
 
@@ -12,7 +13,9 @@ use tokio::time::Instant;
 
 use crate::buf::{RxBatch, TxBatch};
 use crate::busy_poll::BusyPoll;
+use crate::config::Publish;
 use crate::control::Command;
+use crate::handover::Handover;
 use crate::host::kernel::KernelHost;
 use crate::link::{Link, Look};
 use crate::stack::{self, Stack, Turn};
@@ -27,6 +30,8 @@ const RX_BYTES: usize = 96 * 1024;
 /// Frames and bytes produced in one turn.
 const TX_FRAMES: usize = 512;
 const TX_BYTES: usize = 256 * 1024;
+/// Things from other workers that are taken in one turn.
+const TURN_HANDED: usize = 128;
 /// Busy turns in a row before signals and commands get a hearing.
 const BUSY_TURNS: u32 = 16;
 /// How long to sleep when there is no deadline at all.
@@ -65,12 +70,20 @@ enum Failed {
     Poller(io::Error),
 }
 
+/// What comes to a loop from within the process.
+pub struct Incoming {
+    /// What it is told; it ends when nobody can tell it anything any more.
+    pub commands: mpsc::Receiver<Command>,
+    /// What other workers hand over.
+    pub handover: Handover<KernelHost>,
+}
+
 /// The loop and all that it owns.
 pub struct EventLoop<L> {
     link: L,
     host: KernelHost,
     stack: Stack<KernelHost>,
-    commands: mpsc::Receiver<Command>,
+    incoming: Incoming,
     epoch: Instant,
     rx: RxBatch,
     tx: TxBatch,
@@ -79,27 +92,43 @@ pub struct EventLoop<L> {
 }
 
 impl<L: Link> EventLoop<L> {
-    /// A loop over these; commands come by `commands`. For no longer than `busy_poll` it looks for more
+    /// A loop over these. For no longer than `busy_poll` it looks for more
     /// before it sleeps.
     #[must_use]
     pub fn new(
         link: L,
         host: KernelHost,
         stack: Stack<KernelHost>,
-        commands: mpsc::Receiver<Command>,
+        incoming: Incoming,
         busy_poll: Duration,
     ) -> Self {
         Self {
             link,
             host,
             stack,
-            commands,
+            incoming,
             epoch: Instant::now(),
             rx: RxBatch::new(RX_FRAMES, RX_BYTES),
             tx: TxBatch::new(TX_FRAMES, TX_BYTES),
             events: Vec::with_capacity(256),
             busy_poll: BusyPoll::new(busy_poll),
         }
+    }
+
+    /// Whether sockets can be bound as the configuration wants it.
+    ///
+    /// # Errors
+    /// What binding reports.
+    pub fn check_outbound(&self) -> io::Result<()> {
+        self.host.check_outbound()
+    }
+
+    /// Publishes a port.
+    ///
+    /// # Errors
+    /// What binding reports.
+    pub fn publish(&mut self, rule: Publish) -> io::Result<usize> {
+        self.stack.publish(&mut self.host, rule)
     }
 
     /// Takes the first turn, so that the guest has heard of the network before anybody says that it
@@ -149,9 +178,10 @@ impl<L: Link> EventLoop<L> {
             let asleep = Instant::now();
             tokio::select! {
                 biased;
-                command = self.commands.recv() => if self.obey(command) { return Ok(Ended::Stopped) },
+                command = self.incoming.commands.recv() => if self.obey(command) { return Ok(Ended::Stopped) },
                 ready = self.link.readable() => ready?,
                 ready = self.host.readable() => ready?,
+                () = self.incoming.handover.arrived() => {}
                 () = &mut sleep => {}
             }
             if pauses {
@@ -205,19 +235,31 @@ impl<L: Link> EventLoop<L> {
             .host
             .poll_events(&mut self.events, look)
             .map_err(Failed::Poller)?;
-        let moved = frames > 0 || !self.events.is_empty();
         let mut turn = Turn {
             now,
             host: &mut self.host,
             tx: &mut self.tx,
         };
+        let mut handed = 0;
+        while handed < TURN_HANDED
+            && let Some(thing) = self.incoming.handover.take()
+        {
+            self.stack.handle_handed(&mut turn, thing);
+            handed += 1;
+        }
+        let moved = frames + handed > 0 || !self.events.is_empty();
         for event in self.events.drain(..) {
             self.stack.handle_host(&mut turn, event);
         }
         self.stack.handle_timeout(&mut turn);
         let more_flows = self.stack.poll_transmit(&mut turn);
+        while let Some((to, thing)) = self.stack.next_handed() {
+            if let Err(refused) = self.incoming.handover.send(to, thing) {
+                self.stack.handle_refused(&mut turn, refused);
+            }
+        }
         self.link.transmit(&mut self.tx).map_err(Failed::Link)?;
-        let again = more_frames || more_events || more_flows;
+        let again = more_frames || more_events || more_flows || handed == TURN_HANDED;
         let next = if again {
             Next::Again
         } else {

@@ -5,7 +5,8 @@
 //! - [`cli`] reads a command line and ends in a [`config::Config`];
 //! - [`session`] does what was asked for, stage by stage;
 //! - [`setup`] makes namespaces, the tap and its addresses, once, and then the sandbox;
-//! - [`event_loop`] then moves frames and events, for as long as the network lives;
+//! - [`event_loop`] then moves frames and events, for as long as the network lives; [`workers`] are more
+//!   of them, and [`handover`] is what they hand to one another;
 //! - [`control`] serves the API and listens for signals and the end of the target;
 //! - [`stack`] is the gateway that the guest believes in, a pure struct; [`flow`] holds its
 //!   conversations, [`net`] the packets, [`buf`] the memory in between;
@@ -19,6 +20,7 @@ pub mod config;
 pub mod control;
 pub mod event_loop;
 pub mod flow;
+pub mod handover;
 pub mod host;
 pub mod link;
 pub mod net;
@@ -26,3 +28,4 @@ pub mod session;
 pub mod setup;
 pub mod stack;
 pub mod sys;
+pub mod workers;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::SockType;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -23,7 +23,9 @@ use crate::config::{Config, Dns};
 use crate::control::lifecycle::{Attached, Line, Running};
 use crate::control::signals::Signals;
 use crate::control::{Command, api};
-use crate::event_loop::{Ended, EventLoop};
+use crate::event_loop::{Ended, EventLoop, Incoming};
+use crate::flow::key::KeyedState;
+use crate::handover::Handover;
 use crate::host::kernel::{KernelHost, reaches_ipv6};
 use crate::host::resolv_conf::Source;
 use crate::host::resolv_text::{Asked, TextFile};
@@ -36,9 +38,11 @@ use crate::setup::broker::{Broker, Errands};
 use crate::setup::run::Job;
 use crate::setup::sandbox::{self, Sandbox};
 use crate::setup::{attach, socket_file};
+use crate::stack::share::Place;
 use crate::stack::{LinkInfo, Stack};
 use crate::sys::signals::SignalSource;
 use crate::sys::{fd, memory, process};
+use crate::workers::{Crew, runtime};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -62,14 +66,6 @@ struct Plan {
     names: Names,
 }
 
-fn runtime() -> Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("starting the runtime")
-}
-
 /// What the broker does for every network.
 fn errands<'a>(config: &Config, namespace: Option<&'a Path>, named: &'a [RawFd]) -> Errands<'a> {
     Errands {
@@ -80,12 +76,10 @@ fn errands<'a>(config: &Config, namespace: Option<&'a Path>, named: &'a [RawFd])
 }
 
 /// Where the resolvers come from, once no file can be read any more.
-fn resolver(broker: Option<&mut Broker>) -> Result<Source> {
-    Ok(match broker.and_then(Broker::take_resolver) {
-        Some(socket) => Source::new(Asked::new(socket).context("asking for the resolvers")?),
-        // The resolvers are fixed, or there are none: nobody will ask.
-        None => Source::new(TextFile::new(RESOLV_CONF)),
-    })
+fn resolver(broker: Option<&mut Broker>) -> Result<Option<Source>> {
+    let socket = broker.and_then(Broker::take_resolver);
+    let source = socket.map(|socket| Asked::new(socket).map(Source::new));
+    source.transpose().context("asking for the resolvers")
 }
 
 /// Listens at a path, where there is one, which the broker is to remove.
@@ -112,13 +106,69 @@ fn tap_link(tap: OwnedFd) -> Result<(TapLink, LinkTraits)> {
     Ok((link, traits))
 }
 
+/// What one worker needs beside its link.
+struct Part {
+    place: Place,
+    /// The first asks for the resolvers.
+    resolver: Option<Source>,
+    opener: Option<UnixStream>,
+    incoming: Incoming,
+}
+
+/// The parts of so many workers; commands are for the first.
+fn parts(
+    count: usize,
+    commands: mpsc::Receiver<Command>,
+    resolver: Option<Source>,
+    openers: Vec<UnixStream>,
+) -> Result<Vec<Part>> {
+    let [_, _, one, other] = memory::entropy().context("reading entropy")?;
+    let hash = KeyedState::new((one, other));
+    let (mut first, mut openers) = (Some((commands, resolver)), openers.into_iter());
+    let handovers = Handover::between(count).into_iter().enumerate();
+    let parts = handovers.map(|(index, handover)| {
+        let (commands, resolver) = first.take().unwrap_or_else(|| (never(), None));
+        Part {
+            place: Place { index, count, hash },
+            resolver,
+            opener: openers.next(),
+            incoming: Incoming { commands, handover },
+        }
+    });
+    Ok(parts.collect())
+}
+
+/// Commands that never come.
+fn never() -> mpsc::Receiver<Command> {
+    let (sender, commands) = mpsc::channel(1);
+    // The loop would end with its last sender.
+    std::mem::forget(sender);
+    commands
+}
+
 /// Everything that carries packets over a link, ready to run.
 fn event_loop<L: Link>(
-    plan: &Plan,
+    config: &Arc<Config>,
     (link, (capabilities, guest_mac)): (L, LinkTraits),
-    (resolver, opener): (Source, Option<UnixStream>),
-    commands: mpsc::Receiver<Command>,
+    part: Part,
 ) -> Result<EventLoop<L>> {
+    let mut host = KernelHost::new(config, part.resolver).context("opening the poller")?;
+    if let Some(line) = part.opener {
+        host.set_inside(line).context("watching the opener")?;
+    }
+    let info = LinkInfo {
+        id: LinkId(0),
+        capabilities,
+        guest_mac,
+    };
+    let seed = memory::entropy().context("reading entropy")?;
+    let stack = Stack::worker(Arc::clone(config), info, seed, part.place);
+    let busy_poll = config.busy_poll;
+    Ok(EventLoop::new(link, host, stack, part.incoming, busy_poll))
+}
+
+/// The first worker's loop, which listens at the published ports.
+fn first_loop<L: Link>(plan: &Plan, link: (L, LinkTraits), part: Part) -> Result<EventLoop<L>> {
     if let Err(error) = memory::keep_pages_small() {
         tracing::debug!(%error, "huge pages as the system has them");
     }
@@ -127,23 +177,15 @@ fn event_loop<L: Link>(
         Err(error) => tracing::warn!(%error, "the limit on descriptors stays low"),
     }
     let config = &plan.config;
-    let mut host = KernelHost::new(config, resolver).context("opening the poller")?;
-    if let Some(line) = opener {
-        host.set_inside(line).context("watching the opener")?;
-    }
-    host.check_outbound()
+    let (guest, mtu, workers) = (config.plan.guest(), config.mtu, config.workers);
+    let (capabilities, _) = link.1;
+    let mut event_loop = event_loop(config, link, part)?;
+    event_loop
+        .check_outbound()
         .with_context(|| outbound_step(plan.names.outbound, config))?;
-    let info = LinkInfo {
-        id: LinkId(0),
-        capabilities,
-        guest_mac,
-    };
-    let seed = memory::entropy().context("reading entropy")?;
-    let mut stack = Stack::new(Arc::clone(config), info, seed);
-    let (guest, mtu) = (config.plan.guest(), config.mtu);
-    tracing::info!(%guest, mtu, ?capabilities, "network ready");
+    tracing::info!(%guest, mtu, workers, ?capabilities, "network ready");
     for rule in &config.publish {
-        stack.publish(&mut host, *rule).with_context(|| {
+        event_loop.publish(*rule).with_context(|| {
             format!(
                 "--publish: listening at {} for guest port {}",
                 rule.host,
@@ -151,13 +193,7 @@ fn event_loop<L: Link>(
             )
         })?;
     }
-    Ok(EventLoop::new(
-        link,
-        host,
-        stack,
-        commands,
-        config.busy_poll,
-    ))
+    Ok(event_loop)
 }
 
 fn outbound_step(option: &str, config: &Config) -> String {
@@ -170,18 +206,31 @@ fn outbound_step(option: &str, config: &Config) -> String {
     )
 }
 
-/// The last step before packets flow: from here on nothing can be opened.
-fn enter_sandbox(plan: &Plan) -> Result<()> {
-    sandbox::enter(plan.sandbox).context(plan.names.no_sandbox)?;
+/// The last step before packets flow: from here on nothing can be opened. The other workers start on the way,
+/// each over a queue of the tap.
+fn enter_sandbox(plan: &Plan, others: Vec<(OwnedFd, Part)>) -> Result<Crew> {
+    let (sandbox, option) = (plan.sandbox, plan.names.no_sandbox);
+    sandbox::confine(sandbox).context(option)?;
+    let crew = Crew::default();
+    for (tap, part) in others {
+        let config = Arc::clone(&plan.config);
+        let name = format!("tapgate-{}", part.place.index);
+        crew.start(
+            name,
+            move || event_loop(&config, tap_link(tap)?, part),
+            move || sandbox::filter(sandbox).context(option),
+        )?;
+    }
+    sandbox::filter(sandbox).context(option)?;
     #[cfg(debug_assertions)]
     crate::setup::escape::attempt();
-    Ok(())
+    Ok(crew)
 }
 
 /// Runs the loop until `over` is, and the API beside it.
 fn serve<L: Link, T: Send + 'static>(
     runtime: &Runtime,
-    event_loop: EventLoop<L>,
+    (event_loop, mut crew): (EventLoop<L>, Crew),
     commands: mpsc::Sender<Command>,
     plan: Plan,
     over: impl Future<Output = std::io::Result<T>> + Send + 'static,
@@ -205,7 +254,11 @@ fn serve<L: Link, T: Send + 'static>(
                 served.map(|()| None)
             });
         }
-        let ended = event_loop.run().await.context("carrying packets")?;
+        let ended = tokio::select! {
+            ended = event_loop.run() => ended,
+            ended = crew.ended() => ended,
+        };
+        let ended = ended.context("carrying packets")?;
         tracing::info!(?ended, "network ended");
         if ended == Ended::LinkGone {
             return Ok(None);
@@ -254,11 +307,13 @@ pub fn command(
         signals: Signals::new(signals)?,
         line: Line::new(broker)?,
     };
-    let outside = (resolver, made.opener);
-    let event_loop = event_loop(&plan, tap_link(made.tap)?, outside, commands)?;
-    enter_sandbox(&plan)?;
+    let parts = parts(made.taps.len(), commands, resolver, made.opener)?;
+    let mut queues = made.taps.into_iter().zip(parts);
+    let (tap, part) = queues.next().context("the tap has no queue")?;
+    let event_loop = first_loop(&plan, tap_link(tap)?, part)?;
+    let crew = enter_sandbox(&plan, queues.collect())?;
     running.line.begin().context("starting the command")?;
-    let ended = serve(&runtime, event_loop, stop, plan, running.over())?;
+    let ended = serve(&runtime, (event_loop, crew), stop, plan, running.over())?;
     let (status, _line) = ended.context("the tap inside was taken away")?;
     Ok(status)
 }
@@ -285,10 +340,10 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
         tap.routes_ipv6 = reaches_ipv6();
     }
     let served = Served::open(&job)?;
-    let ours = [&ready_fd, &exit_fd, &served.tap];
-    let ours = ours.into_iter().flatten().map(AsRawFd::as_raw_fd);
-    let line = served.opener.as_ref().map(AsRawFd::as_raw_fd);
-    let ours: Vec<RawFd> = ours.chain(line).collect();
+    let ours = [&ready_fd, &exit_fd].into_iter().flatten();
+    let ours = ours.chain(&served.taps).map(AsRawFd::as_raw_fd);
+    let lines = served.openers.iter().map(AsRawFd::as_raw_fd);
+    let ours: Vec<RawFd> = ours.chain(lines).collect();
     let errands = errands(&job.config, served.path.as_deref(), &ours);
     let sockets = job.api_socket.is_some() || served.socket.is_some();
     let mut broker = (sockets || !errands.are_none())
@@ -320,13 +375,21 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
         exit_fd,
     };
     let ready = Ready(ready_fd);
-    if let Some(tap) = served.tap {
-        let outside = (resolver, served.opener);
-        serve_attached(&runtime, tap_link(tap)?, (plan, outside), attached, ready)
+    let (stop, commands) = mpsc::channel(COMMANDS);
+    let parts = parts(served.taps.len().max(1), commands, resolver, served.openers)?;
+    let mut parts = parts.into_iter();
+    let part = parts.next().context("there is no worker")?;
+    let mut taps = served.taps.into_iter();
+    if let Some(tap) = taps.next() {
+        let event_loop = first_loop(&plan, tap_link(tap)?, part)?;
+        let crew = enter_sandbox(&plan, taps.zip(parts).collect())?;
+        serve_attached(&runtime, (event_loop, crew), (plan, stop), attached, ready)
     } else if let Some(frames) = frames {
         let link = SeqpacketLink::new(LinkId(0), frames).context("taking over the socket")?;
         let link = (link, (TxCapabilities::default(), None));
-        serve_attached(&runtime, link, (plan, (resolver, None)), attached, ready)
+        let event_loop = first_loop(&plan, link, part)?;
+        let crew = enter_sandbox(&plan, Vec::new())?;
+        serve_attached(&runtime, (event_loop, crew), (plan, stop), attached, ready)
     } else {
         anyhow::bail!("there is nothing to exchange frames by")
     }
@@ -353,9 +416,10 @@ fn adopt(option: &str, number: Option<RawFd>) -> Result<Option<OwnedFd>> {
 /// Where frames are to be exchanged, opened as far as that comes first.
 #[derive(Default)]
 struct Served {
-    tap: Option<OwnedFd>,
-    /// The line to whoever opens sockets inside.
-    opener: Option<UnixStream>,
+    /// The queues of the tap.
+    taps: Vec<OwnedFd>,
+    /// Lines to whoever opens sockets inside.
+    openers: Vec<UnixStream>,
     /// A socket file to make.
     socket: Option<PathBuf>,
     /// What tells the end: a process, or the file of a namespace.
@@ -386,11 +450,12 @@ impl Served {
                     path: userns.as_deref(),
                 };
                 let made = attach::tap(target, owner, tap)?;
-                (served.tap, served.opener) = (Some(made.tap), made.opener);
+                (served.taps, served.openers) = (made.taps, made.opener);
             }
             Edge::Tap(number) => {
                 let tap = adopt("FD", Some(*number))?;
-                served.tap = tap.map(attach::adopt_tap).transpose()?;
+                let tap = tap.map(attach::adopt_tap).transpose()?;
+                served.taps = tap.into_iter().collect();
             }
             Edge::Socket(path) => served.socket = Some(path.clone()),
         }
@@ -414,17 +479,14 @@ impl Ready {
 
 fn serve_attached<L: Link>(
     runtime: &Runtime,
-    link: (L, LinkTraits),
-    (plan, outside): (Plan, (Source, Option<UnixStream>)),
+    (mut event_loop, crew): (EventLoop<L>, Crew),
+    (plan, stop): (Plan, mpsc::Sender<Command>),
     attached: Attached,
     ready: Ready,
 ) -> Result<u8> {
-    let (stop, commands) = mpsc::channel(COMMANDS);
-    let mut event_loop = event_loop(&plan, link, outside, commands)?;
-    enter_sandbox(&plan)?;
     event_loop.begin().context("polling sockets")?;
     ready.tell()?;
-    let over = serve(runtime, event_loop, stop, plan, attached.over())?;
+    let over = serve(runtime, (event_loop, crew), stop, plan, attached.over())?;
     let reason = over.as_ref().map_or("link gone", |(reason, _)| reason);
     tracing::info!(reason, "over");
     Ok(0)

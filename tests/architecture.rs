@@ -24,6 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("setup", &["sys", "config", "link", "host"]),
     ("control", &["setup", "stack", "config", "sys"]),
     ("busy_poll", &[]),
+    ("handover", &["stack", "host", "buf"]),
     (
         "event_loop",
         &[
@@ -34,8 +35,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "buf",
             "config",
             "busy_poll",
+            "handover",
         ],
     ),
+    ("workers", &["event_loop", "link"]),
     ("cli", EVERYTHING),
     ("session", EVERYTHING),
     ("main", EVERYTHING),

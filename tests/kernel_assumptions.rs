@@ -299,6 +299,15 @@ fn ping_socket_moves_header_and_data_under_its_own_identifier() {
     assert_eq!(checksum, 0, "the checksum is right");
 }
 
+/// A tap with one queue.
+fn open(name: &str, vnet_header: bool) -> std::io::Result<std::os::fd::OwnedFd> {
+    let mode = tap::Mode {
+        vnet_header,
+        many_queues: false,
+    };
+    tap::open(name, mode)
+}
+
 // --- the tap -------------------------------------------------------------------------------------
 
 /// Root of an unprivileged user namespace gets a tap with a vnet header of 12 bytes and all offloads,
@@ -308,7 +317,7 @@ fn ping_socket_moves_header_and_data_under_its_own_identifier() {
 fn unprivileged_tap_has_vnet_header_and_offloads() {
     use tap::offload::{CSUM, TSO4, TSO6, USO4, USO6};
     in_guest(|_| {
-        let tap = tap::open("tap9", true).unwrap();
+        let tap = open("tap9", true).unwrap();
         assert!(tap::has_vnet_header(tap.as_fd()).unwrap());
         tap::set_vnet_header_len(tap.as_fd(), vnet::LEN).unwrap();
         let offload = |bits| tap::set_offload(tap.as_fd(), bits);
@@ -330,11 +339,68 @@ fn unprivileged_tap_has_vnet_header_and_offloads() {
 #[test]
 fn tap_has_one_opener_and_goes_with_it() {
     in_guest(|_| {
-        let tap = tap::open("tap9", true).unwrap();
-        assert_errno(tap::open("tap9", true), &[libc::EBUSY]);
+        let tap = open("tap9", true).unwrap();
+        assert_errno(open("tap9", true), &[libc::EBUSY]);
         drop(tap);
         assert!(if_nametoindex("tap9").is_err());
     });
+}
+
+/// A tap with several queues sends a flow's frames to the one that a frame of that flow last came by, whatever it
+/// would have chosen by itself. `stack/share.rs`. `tun_flow_update` in drivers/net/tun.c.
+#[test]
+fn tap_answers_by_the_queue_that_spoke_last() {
+    in_guest(|_| {
+        let mode = tap::Mode {
+            vnet_header: false,
+            many_queues: true,
+        };
+        let queues: Vec<File> = (0..2)
+            .map(|_| tap::open("tap9", mode).unwrap().into())
+            .collect();
+        let mac = tap::hardware_address(queues[0].as_fd()).unwrap();
+        let script = "ip addr add 192.0.2.1/24 dev tap9 && ip link set tap9 up && \
+                      ip neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev tap9";
+        run(Command::new("sh").args(["-c", script])).output();
+        let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+        socket.connect("192.0.2.2:9").unwrap();
+        let came_by = || {
+            socket.send(b"?").unwrap();
+            wait_until("the datagram", SOON, || {
+                (0..2).find_map(|queue| Some((queue, next_datagram(&queues[queue])?)))
+            })
+        };
+        for _ in 0..4 {
+            let (queue, frame) = came_by();
+            let answer = answer_to(&frame, mac);
+            assert_eq!((&queues[1 - queue]).write(&answer).unwrap(), answer.len());
+            assert_eq!(came_by().0, 1 - queue);
+        }
+    });
+}
+
+/// The next UDP datagram that a queue has, if there is one.
+fn next_datagram(mut queue: &File) -> Option<Vec<u8>> {
+    let mut frame = vec![0; 2048];
+    while let Ok(len) = queue.read(&mut frame) {
+        if frame[12..14] == [8, 0] && frame[23] == 17 {
+            frame.truncate(len);
+            return Some(frame);
+        }
+    }
+    None
+}
+
+/// The same datagram the other way.
+fn answer_to(frame: &[u8], mac: [u8; 6]) -> Vec<u8> {
+    let mut answer = frame.to_vec();
+    answer[..6].copy_from_slice(&mac);
+    answer[6..12].copy_from_slice(&frame[..6]);
+    for (there, back, len) in [(26, 30, 4), (34, 36, 2)] {
+        answer[back..back + len].copy_from_slice(&frame[there..there + len]);
+        answer[there..there + len].copy_from_slice(&frame[back..back + len]);
+    }
+    answer
 }
 
 /// A frame for an interface that is down is refused with `EIO`, and the tap lives on. One whose
@@ -344,14 +410,14 @@ fn tap_has_one_opener_and_goes_with_it() {
 fn tap_outlives_its_interface_being_down_but_not_its_end() {
     const FRAME: [u8; 60] = [0xff; 60];
     in_guest(|_| {
-        let device = File::from(tap::open("tap9", false).unwrap());
+        let device = File::from(open("tap9", false).unwrap());
         assert_errno((&device).write(&FRAME), &[libc::EIO]);
         let index = if_nametoindex("tap9").unwrap();
         let mut netlink = Netlink::open().unwrap();
         netlink.set_up(index, LinkChange::default()).unwrap();
         assert_eq!((&device).write(&FRAME).unwrap(), FRAME.len());
 
-        let device = File::from(tap::open("tap8", false).unwrap());
+        let device = File::from(open("tap8", false).unwrap());
         let set = watched(&device);
         run(Command::new("ip").args(["link", "delete", "tap8"])).output();
         assert!(next_event(&set).contains(EpollFlags::EPOLLERR));

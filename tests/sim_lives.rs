@@ -159,9 +159,9 @@ fn live(seed: u64) -> Seen {
         max_buffer_memory: plan.buffer_memory,
         ..Config::default()
     };
-    let mut sim = Sim::over(
-        plan.kind,
-        plan.addresses.guest.ip(),
+    let mut sim = Sim::shared(
+        plan.workers,
+        (plan.kind, plan.addresses.guest.ip()),
         seed,
         config,
         plan.faults,
@@ -172,7 +172,7 @@ fn live(seed: u64) -> Seen {
         ends,
         "no end by {}: {} flows, {} sockets, guest {:?}, {life:?}",
         sim.clock.now(),
-        sim.stack.flows(),
+        sim.flows(),
         sim.net.open_sockets(),
         life.socket.map(|handle| sim.socket(handle).state()),
     );
@@ -389,7 +389,7 @@ impl Life {
             && self.guest.as_ref().is_none_or(Actor::is_over)
             && self.waiting.is_empty()
             && self.peers.iter().all(|(_, peer)| peer.is_over())
-            && sim.stack.flows() == 0
+            && sim.flows() == 0
             && sim.net.open_sockets() == usize::from(self.port.is_some())
             && sim.is_quiet()
     }

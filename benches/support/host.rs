@@ -125,10 +125,15 @@ impl Host for BenchHost {
         match pipe {}
     }
 
-    fn udp_open(&mut self, token: Token, _role: DatagramRole) -> io::Result<BenchUdp> {
+    fn udp_open(&mut self, _role: DatagramRole) -> io::Result<BenchUdp> {
         Ok(BenchUdp {
-            server: self.open(token),
+            server: self.open(Token(0)),
         })
+    }
+
+    fn udp_watch(&mut self, token: Token, socket: &BenchUdp) -> io::Result<()> {
+        socket.server.token.set(token);
+        Ok(())
     }
 
     fn echo_open(&mut self, _token: Token, _ipv6: bool) -> io::Result<NoEcho> {

@@ -12,7 +12,7 @@ use ipnet::Ipv6Net;
 
 use super::publish::{self, Spec};
 use crate::config::{
-    AddressPlan, Config, DEFAULT_BUSY_POLL, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU,
+    AddressPlan, Config, DEFAULT_BUSY_POLL, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MAX_WORKERS,
     MIN_MAX_BUFFER_MEMORY, MIN_MTU, Outbound, UdpFiltering,
 };
 use crate::net::Mac;
@@ -109,6 +109,10 @@ pub struct Options {
     /// Limit on connections and associations together
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub max_flows: u32,
+    /// Threads that carry packets, each with a queue of the tap and its share of the limits (1 to 8) [default: 1
+    /// below four processors, else half of them, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS))]
+    pub workers: Option<u8>,
     /// Look for packets for up to so many microseconds before going to sleep, while they come closer
     /// together than that: answers are quicker, and cost processor time; 0 never does
     #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_BUSY_POLL, value_parser = clap::value_parser!(u64).range(0..=1_000))]
@@ -156,6 +160,7 @@ impl Options {
                 .flat_map(|spec| spec.rules(&plan))
                 .collect(),
             max_flows: self.max_flows,
+            workers: self.workers.map_or_else(default_workers, usize::from),
             busy_poll: Duration::from_micros(self.busy_poll),
             max_buffer_memory: self.max_buffer_memory,
             offload: self.offload == OnOff::On,
@@ -183,6 +188,15 @@ impl Options {
             Outbound::Interface(_) => true,
         })
         .cloned()
+    }
+}
+
+/// As many workers as leave processors for the guest and for the servers that it speaks to.
+fn default_workers() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    match processors {
+        0..4 => 1,
+        4.. => (processors / 2).min(4),
     }
 }
 

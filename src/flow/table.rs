@@ -68,14 +68,14 @@ fn generation_of(token: Token) -> u64 {
 impl<F> Table<F> {
     /// An empty table for at most `limit` flows.
     #[must_use]
-    pub fn new(limit: u32, hash: KeyedState) -> Self {
+    pub fn new(limit: usize, hash: KeyedState) -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             index: HashMap::with_hasher(hash),
             deadlines: BinaryHeap::new(),
             evictable: VecDeque::new(),
-            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            limit,
             first_generation: 0,
             shrink_at: 0,
         }
@@ -379,7 +379,7 @@ mod tests {
         Instant::from_secs(seconds)
     }
 
-    fn table(limit: u32) -> Table<u16> {
+    fn table(limit: usize) -> Table<u16> {
         Table::new(limit, KeyedState::new((1, 2)))
     }
 
@@ -396,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_crowd_leaves_no_room_behind() {
-        let mut table = table(u32::MAX);
+        let mut table = table(usize::MAX);
         let crowd: Vec<_> = (0..10_000)
             .map(|n| table.insert(key(n), n, at(1)).unwrap())
             .collect();

@@ -209,11 +209,17 @@ pub trait Host {
     /// Gives back an empty pipe for the next to need one.
     fn return_pipe(&mut self, pipe: Self::Pipe);
 
-    /// Opens a datagram socket.
+    /// Opens a datagram socket. No events come from it before [`Host::udp_watch`].
     ///
     /// # Errors
     /// What `socket(2)`, `bind(2)` and `connect(2)` report.
-    fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<Self::Udp>;
+    fn udp_open(&mut self, role: DatagramRole) -> io::Result<Self::Udp>;
+
+    /// Starts events for a datagram socket, of another host of the same network, too.
+    ///
+    /// # Errors
+    /// When the poller has no room.
+    fn udp_watch(&mut self, token: Token, socket: &Self::Udp) -> io::Result<()>;
 
     /// Opens an ICMP echo socket.
     ///

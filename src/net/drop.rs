@@ -67,6 +67,8 @@ reasons! {
     DnsMalformed = "dns_malformed",
     /// The host's socket took no more datagrams.
     HostBusy = "host_busy",
+    /// The worker that it was handed to had no room for more.
+    WorkerBusy = "worker_busy",
     /// Errors are told at a limited rate.
     ErrorRate = "error_rate",
     /// No room in the transmit batch for an answer.

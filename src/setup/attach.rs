@@ -1,6 +1,6 @@
 //! Gives a network to a namespace that exists.
 //!
-//! Comes in: a [`Target`] and a tap's plan. Goes out: the tap's descriptor. The namespaces are
+//! Comes in: a [`Target`] and a tap's plan. Goes out: the tap's descriptors. The namespaces are
 //! entered by a child, so this process keeps the host's network. The child ends when the tap is made, or
 //! stays as the opener.
 
@@ -150,23 +150,18 @@ pub fn tap(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<Made, Se
     let Some(child) = process::fork().step(|| "starting a child".into())? else {
         drop(ours);
         let made = namespaces.enter().and_then(|()| make_tap(plan));
-        let line = plan.opener.then(|| opener::line().ok()).flatten();
-        let (near, far) = line.unzip();
-        let made = made.map(|tap| Made { tap, opener: near });
-        match (report_made(&theirs, made), far) {
-            (true, Some(far)) => opener::live(far, us),
-            (told, _) => std::process::exit(i32::from(!told)),
+        let (near, far) = plan.opener_lines();
+        let made = made.map(|taps| Made { taps, opener: near });
+        let told = report_made(&theirs, made);
+        if told && !far.is_empty() {
+            opener::live(far, us);
         }
+        std::process::exit(i32::from(!told));
     };
     drop(theirs);
-    let heard = hear_made(&ours);
-    if !matches!(
-        heard,
-        Ok(Made {
-            opener: Some(_),
-            ..
-        })
-    ) {
+    let heard = hear_made(&ours, plan.queues);
+    // An opener stays.
+    if heard.as_ref().is_ok_and(|made| made.opener.is_empty()) || heard.is_err() {
         waitpid(child, None).step(|| "waiting for the child".into())?;
     }
     heard

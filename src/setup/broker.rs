@@ -113,7 +113,7 @@ impl Broker {
                 office.serve();
             }
         })?;
-        let made = super::hear_made(&broker.line)?;
+        let made = super::hear_made(&broker.line, job.tap.queues)?;
         Ok((broker.patient()?, made))
     }
 

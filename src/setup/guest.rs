@@ -1,17 +1,18 @@
 //! Inside the guest's network namespace: makes the tap and gives it an address and a route.
 //!
-//! Comes in: a [`TapPlan`]. Goes out: the tap's descriptor, when everything works. Needs
+//! Comes in: a [`TapPlan`]. Goes out: the tap's descriptors, when everything works. Needs
 //! `CAP_NET_ADMIN` over the present network namespace.
 
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use nix::net::if_::if_nametoindex;
 
-use super::{SetupError, Step};
+use super::{SetupError, Step, opener};
 use crate::config::{AddressPlan, Config, Publish};
 use crate::sys::netlink::{LinkChange, Netlink};
-use crate::sys::tap;
+use crate::sys::tap::{self, Mode};
 
 /// Packets that wait for us before the tap drops some. At an MTU of 576 without segmentation
 /// offload a window of 1 MiB is 2,000 packets, and several flows may be open.
@@ -28,6 +29,8 @@ pub struct TapPlan {
     pub mtu: u16,
     /// Ask for a vnet header, without which there are no offloads.
     pub vnet_header: bool,
+    /// Queues, each of which is a descriptor.
+    pub queues: usize,
     /// Address and route to configure; the interface stays as it is where there are none.
     pub addresses: Option<AddressPlan>,
     /// The host has a way to global IPv6 addresses, so the guest gets a default route to them.
@@ -45,6 +48,7 @@ impl TapPlan {
             mac,
             mtu: config.mtu,
             vnet_header: config.offload,
+            queues: config.workers,
             addresses: Some(config.plan),
             routes_ipv6: true,
             opener: config.publish.iter().any(Publish::may_splice),
@@ -52,23 +56,39 @@ impl TapPlan {
     }
 }
 
+impl TapPlan {
+    /// Both ends of the lines to an opener, one for each queue; none where sockets inside won't be needed,
+    /// or no descriptors are left.
+    pub(super) fn opener_lines(&self) -> (Vec<UnixStream>, Vec<UnixStream>) {
+        let wanted = if self.opener { self.queues } else { 0 };
+        let lines = (0..wanted).map(|_| opener::line());
+        let lines: Result<Vec<_>, _> = lines.collect();
+        lines.unwrap_or_default().into_iter().unzip()
+    }
+}
+
 /// Opens the tap and, where addresses are planned, configures it and the loopback interface.
 ///
 /// # Errors
 /// The step that failed.
-pub fn make_tap(plan: &TapPlan) -> Result<OwnedFd, SetupError> {
+pub fn make_tap(plan: &TapPlan) -> Result<Vec<OwnedFd>, SetupError> {
     let name = &plan.name;
-    let tap =
-        tap::open(name, plan.vnet_header).step(|| match std::fs::metadata("/dev/net/tun") {
-            Ok(_) => {
-                format!("opening the tap '{name}' (is it in use, or /dev/net/tun closed to you?)")
-            }
-            Err(_) => "opening /dev/net/tun (load the tun module, or add the device)".into(),
-        })?;
+    let mode = Mode {
+        vnet_header: plan.vnet_header,
+        many_queues: plan.queues > 1,
+    };
+    let opened = (0..plan.queues).map(|_| tap::open(name, mode));
+    let taps = opened.collect::<Result<_, _>>();
+    let taps = taps.step(|| match std::fs::metadata("/dev/net/tun") {
+        Ok(_) => {
+            format!("opening the tap '{name}' (is it in use, or /dev/net/tun closed to you?)")
+        }
+        Err(_) => "opening /dev/net/tun (load the tun module, or add the device)".into(),
+    })?;
     if let Some(addresses) = &plan.addresses {
         configure(plan, addresses)?;
     }
-    Ok(tap)
+    Ok(taps)
 }
 
 fn configure(plan: &TapPlan, addresses: &AddressPlan) -> Result<(), SetupError> {

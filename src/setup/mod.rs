@@ -98,7 +98,7 @@ mod message {
     pub(super) const UNMAPPED: u8 = b'u';
     /// To the child: identities are there.
     pub(super) const MAPPED: u8 = b'm';
-    /// To the parent, with the descriptors: the tap, and the line to the opener if there is one.
+    /// To the parent, with the descriptors: the tap's queues, and the lines to the opener if there is one.
     pub(super) const TAP: u8 = b't';
     /// To the child: the network works, begin.
     pub(super) const GO: u8 = b'g';
@@ -119,16 +119,16 @@ mod message {
 /// What a child has made in the guest's namespaces.
 #[derive(Debug)]
 pub struct Made {
-    /// The tap.
-    pub tap: OwnedFd,
-    /// The line to whoever opens sockets there, where there is somebody.
-    pub opener: Option<UnixStream>,
+    /// The queues of the tap.
+    pub taps: Vec<OwnedFd>,
+    /// Lines to whoever opens sockets there, one for each queue, where there is somebody.
+    pub opener: Vec<UnixStream>,
 }
 
 impl Made {
     fn into_descriptors(self) -> Vec<OwnedFd> {
-        let opener = self.opener.map(OwnedFd::from);
-        std::iter::once(self.tap).chain(opener).collect()
+        let opener = self.opener.into_iter().map(OwnedFd::from);
+        self.taps.into_iter().chain(opener).collect()
     }
 }
 
@@ -145,12 +145,15 @@ fn report_made(socket: &UnixStream, made: Result<Made, SetupError>) -> bool {
     }
 }
 
-/// Waits for what a child has made.
-fn hear_made(socket: &UnixStream) -> Result<Made, SetupError> {
-    let mut descriptors = hear(socket, message::TAP)?.into_iter();
-    let tap = descriptors.next().ok_or(SetupError::ChildGone)?;
-    let opener = descriptors.next().map(Into::into);
-    Ok(Made { tap, opener })
+/// Waits for what a child has made: a tap with so many queues.
+fn hear_made(socket: &UnixStream, queues: usize) -> Result<Made, SetupError> {
+    let mut taps = hear(socket, message::TAP)?;
+    if taps.len() < queues {
+        return Err(SetupError::ChildGone);
+    }
+    let opener = taps.split_off(queues);
+    let opener = opener.into_iter().map(Into::into).collect();
+    Ok(Made { taps, opener })
 }
 
 /// Waits for one message of the child.

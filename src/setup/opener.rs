@@ -2,13 +2,15 @@
 //!
 //! A socket belongs for ever to the network namespace that it was opened in, so whoever carries packets binds,
 //! connects and uses these from outside. The opener never sees an address or a byte of theirs. Comes in: the
-//! name of an address family. Goes out: some sockets. It holds nothing but its end of the line, has no
-//! powers and a handful of system calls, and ends when the line does, or its parent.
+//! name of an address family, by one of the lines that it was given, of which each worker has one. Goes out: some
+//! sockets. It holds nothing but its ends of the lines, has no powers and a handful of system calls, and ends when
+//! a line does, or its parent.
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, chdir, getppid, setpgid};
@@ -19,7 +21,7 @@ use super::{SetupError, Step};
 use crate::host::kernel::inside::{BATCH, request};
 use crate::sys::{fd, memory, privileges, process};
 
-/// Both ends of a line; the first one is ours.
+/// Both ends of a line; the first one is for who asks.
 ///
 /// # Errors
 /// When no descriptors are left.
@@ -27,39 +29,52 @@ pub(super) fn line() -> Result<(UnixStream, UnixStream), SetupError> {
     fd::message_pair().step(|| "making a socket pair".into())
 }
 
-/// Lives as the opener. For a child that is in the guest's namespaces already; `parent` is whose end is ours.
-pub(super) fn live(line: UnixStream, parent: Pid) -> ! {
+/// Lives as the opener, at the far ends of these lines. For a child that is in the guest's namespaces already; `parent` is whose end is ours.
+pub(super) fn live(lines: Vec<UnixStream>, parent: Pid) -> ! {
     // Nobody is left to tell of an error; without an opener published ports lead over the tap.
-    let _ = open_sockets(line, parent);
+    let _ = open_sockets(lines, parent);
     process::leave()
 }
 
-fn open_sockets(line: UnixStream, parent: Pid) -> Result<Infallible, SetupError> {
-    let line = confine(line, parent)?;
+fn open_sockets(lines: Vec<UnixStream>, parent: Pid) -> Result<Infallible, SetupError> {
+    let lines = confine(lines, parent)?;
     let mut bytes = Vec::new();
     loop {
-        fd::receive(&line, &mut bytes).step(|| "hearing".into())?;
-        let Some(&family) = bytes.first() else {
-            process::leave()
-        };
-        let domain = if family == request(true) {
-            Domain::IPV6
-        } else {
-            Domain::IPV4
-        };
-        // None at all says that there are none to be had.
-        let mut sockets: [Option<OwnedFd>; BATCH] = [const { None }; BATCH];
-        let kind = Type::STREAM.nonblocking().cloexec();
-        for place in &mut sockets {
-            *place = Socket::new_raw(domain, kind, None).ok().map(Into::into);
+        // The first request on any of them; a line that is closed has one, too, which is empty.
+        let watched = lines
+            .iter()
+            .map(|line| PollFd::new(line.as_fd(), PollFlags::POLLIN));
+        let mut ready: Vec<_> = watched.collect();
+        poll(&mut ready, PollTimeout::NONE).step(|| "waiting".into())?;
+        let asking = lines.iter().zip(&ready);
+        for (line, _) in asking.filter(|(_, ready)| ready.any().unwrap_or(true)) {
+            fd::receive(line, &mut bytes).step(|| "hearing".into())?;
+            let Some(&family) = bytes.first() else {
+                process::leave()
+            };
+            answer(line, family)?;
         }
-        let sockets: Vec<OwnedFd> = sockets.into_iter().flatten().collect();
-        fd::send_all(&line, &[family], &sockets).step(|| "answering".into())?;
     }
 }
 
-/// Gives everything up but the line.
-fn confine(line: UnixStream, parent: Pid) -> Result<UnixStream, SetupError> {
+/// Opens some sockets for who asked. None at all says that there are none to be had.
+fn answer(line: &UnixStream, family: u8) -> Result<(), SetupError> {
+    let domain = if family == request(true) {
+        Domain::IPV6
+    } else {
+        Domain::IPV4
+    };
+    let mut sockets: [Option<OwnedFd>; BATCH] = [const { None }; BATCH];
+    let kind = Type::STREAM.nonblocking().cloexec();
+    for place in &mut sockets {
+        *place = Socket::new_raw(domain, kind, None).ok().map(Into::into);
+    }
+    let sockets: Vec<OwnedFd> = sockets.into_iter().flatten().collect();
+    fd::send_all(line, &[family], &sockets).step(|| "answering".into())
+}
+
+/// Gives everything up but the lines.
+fn confine(lines: Vec<UnixStream>, parent: Pid) -> Result<Vec<UnixStream>, SetupError> {
     let _ = prctl::set_name(c"tapgate-opener");
     // Neither the terminal's signals nor anybody's polite ones; it ends with the line.
     SigSet::all()
@@ -69,7 +84,7 @@ fn confine(line: UnixStream, parent: Pid) -> Result<UnixStream, SetupError> {
     // orphaned process groups): it then finds the line closed.
     setpgid(Pid::from_raw(0), Pid::from_raw(0)).step(|| "leaving the process group".into())?;
     chdir("/").step(|| "leaving the working directory".into())?;
-    let line = fd::keep_only(line).step(|| "closing descriptors".into())?;
+    let lines = fd::keep_only(lines).step(|| "closing descriptors".into())?;
     privileges::keep_nothing().step(|| "giving up capabilities".into())?;
     prctl::set_no_new_privs().step(|| "giving up new privileges".into())?;
     prctl::set_dumpable(false).step(|| "forbidding dumps".into())?;
@@ -82,5 +97,5 @@ fn confine(line: UnixStream, parent: Pid) -> Result<UnixStream, SetupError> {
     // It is to be small, and needs hardly anything of what it has been through.
     let _ = memory::release_text();
     filter.enter()?;
-    Ok(line)
+    Ok(lines)
 }

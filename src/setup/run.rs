@@ -84,7 +84,7 @@ fn prepare(socket: &UnixStream, job: &Job, child: Pid) -> Result<Made, SetupErro
     hear(socket, message::UNMAPPED)?;
     idmap::apply(job.mapping, child)?;
     fd::send(socket, &[message::MAPPED], None).step(|| "speaking to the child".into())?;
-    hear_made(socket)
+    hear_made(socket, job.tap.queues)
 }
 
 /// The child's life: namespaces, tap, then keeper of the command.
@@ -109,22 +109,26 @@ fn enter(socket: &UnixStream, job: &Job) -> Result<Made, SetupError> {
     hear(socket, message::MAPPED)?;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
         .step(|| "making namespaces".into())?;
-    let tap = make_tap(&job.tap)?;
+    let taps = make_tap(&job.tap)?;
     if let Some(text) = &job.resolv_conf {
         resolv_conf::cover(text)?;
     }
     Ok(Made {
-        tap,
-        opener: job.tap.opener.then(start_opener).flatten(),
+        taps,
+        opener: start_opener(&job.tap),
     })
 }
 
-/// A child that opens sockets here; without one published ports lead over the tap.
-fn start_opener() -> Option<UnixStream> {
+/// A child that opens sockets here, if that will be needed; without one published ports lead over the tap.
+fn start_opener(plan: &TapPlan) -> Vec<UnixStream> {
     let us = getpid();
-    let (near, far) = opener::line().ok()?;
-    match process::fork().ok()? {
-        Some(_) => Some(near),
-        None => opener::live(far, us),
+    let (near, far) = plan.opener_lines();
+    if far.is_empty() {
+        return near;
+    }
+    match process::fork() {
+        Ok(Some(_)) => near,
+        Ok(None) => opener::live(far, us),
+        Err(_) => Vec::new(),
     }
 }

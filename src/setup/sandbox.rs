@@ -120,11 +120,11 @@ impl Parent {
     }
 }
 
-/// Enters the sandbox.
+/// Enters the sandbox but for the filter. For the time before threads are started, which inherit it.
 ///
 /// # Errors
 /// The stage that failed, where it was required.
-pub fn enter(sandbox: Sandbox) -> Result<(), SetupError> {
+pub fn confine(sandbox: Sandbox) -> Result<(), SetupError> {
     let parent = Parent::now();
     let confinement = sandbox.confinement;
     // First, because no namespace makes root of the system anybody else.
@@ -144,7 +144,14 @@ pub fn enter(sandbox: Sandbox) -> Result<(), SetupError> {
     // After the change of user, which resets it.
     confinement.stage("dumps", || hide(sandbox.visibility))?;
     // A second wall for files, and one for signals and abstract sockets.
-    confinement.stage("landlock", landlock)?;
+    confinement.stage("landlock", landlock)
+}
+
+/// Lets this thread make no more system calls than it will need.
+///
+/// # Errors
+/// When that was required, and failed.
+pub fn filter(sandbox: Sandbox) -> Result<(), SetupError> {
     #[cfg(debug_assertions)]
     if super::escape::is_unfiltered() {
         return Ok(());

@@ -226,6 +226,10 @@ pub const CALLS: &[Call] = &[
 
 /// Everything that the opener may call.
 pub const OPENER: &[Call] = &[
+    #[cfg(target_arch = "x86_64")]
+    any("poll", libc::SYS_poll, "waiting for a request"),
+    #[cfg(not(target_arch = "x86_64"))]
+    any("ppoll", libc::SYS_ppoll, "waiting for a request"),
     any("recvmsg", libc::SYS_recvmsg, "a request"),
     only("socket", libc::SYS_socket, STREAMS, "what is asked for"),
     any("sendmsg", libc::SYS_sendmsg, "the answer"),

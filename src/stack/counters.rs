@@ -1,9 +1,11 @@
 //! Numbers that tell what happened to frames: every frame counts exactly once.
 //!
-//! Frames in = answered + forwarded + dropped, by reason: [`Counters::check`] holds it in every
-//! simulated test. Datagrams of reassembly that time out later are counted apart.
+//! Frames in = answered + forwarded + dropped, by reason, + handed to another worker: [`Counters::check`]
+//! holds it in every simulated test. Datagrams of reassembly that time out later are counted apart.
 
 use crate::net::DropReason;
+
+use super::share::Whose;
 
 /// What became of a frame from a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,12 +16,14 @@ pub enum Disposition {
     Forwarded,
     /// It went no further.
     Dropped(DropReason),
+    /// It is another worker's.
+    Elsewhere(Whose),
 }
 
 /// Counters of a stack.
 #[derive(Debug, Clone)]
 pub struct Counters {
-    /// Frames from guests.
+    /// Frames from guests, by way of other workers, too.
     pub frames_in: u64,
     /// Bytes of those frames.
     pub bytes_in: u64,
@@ -27,6 +31,8 @@ pub struct Counters {
     pub answered: u64,
     /// Frames that went on to the host.
     pub forwarded: u64,
+    /// Frames that were for another worker.
+    pub handed: u64,
     dropped: [u64; DropReason::ALL.len()],
     /// Drops of things that had been counted before: fragments that waited in vain.
     dropped_later: u64,
@@ -45,6 +51,7 @@ impl Default for Counters {
             bytes_in: 0,
             answered: 0,
             forwarded: 0,
+            handed: 0,
             dropped: [0; DropReason::ALL.len()],
             dropped_later: 0,
             flows_opened: 0,
@@ -63,6 +70,7 @@ impl Counters {
             Disposition::Answered => self.answered += 1,
             Disposition::Forwarded => self.forwarded += 1,
             Disposition::Dropped(reason) => self.dropped[reason as usize] += 1,
+            Disposition::Elsewhere(_) => self.handed += 1,
         }
     }
 
@@ -70,6 +78,11 @@ impl Counters {
     pub fn add_drops(&mut self, reason: DropReason, count: u64) {
         self.dropped[reason as usize] += count;
         self.dropped_later += count;
+    }
+
+    /// A frame that was counted as handed to another worker did not get there.
+    pub fn lose_handed(&mut self) {
+        self.add_drops(DropReason::WorkerBusy, 1);
     }
 
     /// Frames dropped for a reason.
@@ -84,7 +97,7 @@ impl Counters {
     /// The sums that differ.
     pub fn check(&self) -> Result<(), String> {
         let dropped = self.dropped.iter().sum::<u64>() - self.dropped_later;
-        let sum = self.answered + self.forwarded + dropped;
+        let sum = self.answered + self.forwarded + self.handed + dropped;
         if sum == self.frames_in {
             Ok(())
         } else {

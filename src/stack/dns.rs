@@ -18,9 +18,9 @@ use crate::net::dns::{HEADER, flags};
 use crate::net::emit::Ends;
 use crate::net::{DropReason, Wire};
 
-use super::Stack;
 use super::counters::Disposition;
 use super::names::{self, Lookup};
+use super::{Stack, udp};
 
 /// Response code of a server that failed, with "recursion available".
 const SERVFAIL: u8 = 0x82;
@@ -112,8 +112,8 @@ impl<H: Host> Stack<H> {
         let count = turn.host.resolvers().len();
         for number in places.len()..count * ROUNDS {
             let resolver = *turn.host.resolvers().get((places.start + number) % count)?;
-            let Ok(mut socket) = turn.host.udp_open(token, DatagramRole::Connected(resolver))
-            else {
+            let role = DatagramRole::Connected(resolver);
+            let Ok(mut socket) = udp::open_datagram(turn.host, token, role) else {
                 continue;
             };
             let id = self.secrets.next_u16();

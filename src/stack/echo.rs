@@ -33,6 +33,9 @@ impl<H: Host> Stack<H> {
         ip: &Ip<'_>,
         echo: &Echo<'_>,
     ) -> Disposition {
+        if let Some(elsewhere) = self.share.of_first() {
+            return elsewhere;
+        }
         let to = match mapping::verdict(&self.config, SocketAddr::new(ip.dst, 0)) {
             Verdict::Host(to) => to.ip(),
             Verdict::Drop(reason) => return Disposition::Dropped(reason),

@@ -75,6 +75,9 @@ impl<H: Host> Stack<H> {
         let Some(fragment) = ip.fragment else {
             return self.guest_datagram(turn, ip);
         };
+        if let Some(elsewhere) = self.share.of_first() {
+            return elsewhere;
+        }
         match self.reassembly.add(turn.now, ip, fragment) {
             Ok((whole, evicted)) => {
                 self.counters
@@ -87,7 +90,10 @@ impl<H: Host> Stack<H> {
                     Ok(ip) if ip.fragment.is_some() => Disposition::Dropped(DropReason::Malformed),
                     // RFC 6980: neighbour discovery does not come in fragments.
                     Ok(ip) if is_discovery(&ip) => Disposition::Dropped(DropReason::NdpIgnored),
-                    Ok(ip) => self.guest_datagram(turn, &ip),
+                    Ok(ip) => {
+                        let disposition = self.guest_datagram(turn, &ip);
+                        self.hand_whole(disposition, &Original::of(&ip), &whole)
+                    }
                     Err(reason) => Disposition::Dropped(reason),
                 }
             }
@@ -187,6 +193,9 @@ impl<H: Host> Stack<H> {
         ip: &Ip<'_>,
         udp: &UdpDatagram<'_>,
     ) -> Disposition {
+        if let Some(elsewhere) = self.share.of_first() {
+            return elsewhere;
+        }
         let Some(reply) = self
             .dhcp
             .answer(turn.now, &self.config, ip.src, udp.payload)

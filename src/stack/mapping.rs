@@ -30,8 +30,7 @@ pub enum Verdict {
 pub fn verdict(config: &Config, to: SocketAddr) -> Verdict {
     let plan = &config.plan;
     if plan.is_resolver(to.ip()) {
-        let serves = to.port() == DNS_PORT && config.dns != Dns::Off;
-        return if serves {
+        return if is_for_resolver(config, to) {
             Verdict::Resolver
         } else {
             Verdict::Refuse
@@ -54,6 +53,12 @@ pub fn verdict(config: &Config, to: SocketAddr) -> Verdict {
         return Verdict::Unreachable(IcmpError::HostUnreachable);
     }
     Verdict::Host(to)
+}
+
+/// Whether a packet to `to` is for the DNS forwarder.
+#[must_use]
+pub fn is_for_resolver(config: &Config, to: SocketAddr) -> bool {
+    to.port() == DNS_PORT && config.dns != Dns::Off && config.plan.is_resolver(to.ip())
 }
 
 /// The host's loopback address in the family of `addr`.

@@ -12,6 +12,7 @@
 //!   itself;
 //! - [`rest`]: memory of connections in which nothing moves;
 //! - [`publish`]: ports of the host that lead inside, over the link or, by [`spliced`], past it;
+//! - [`share`]: what is another worker's, where several serve one network;
 //! - [`reassembly`], [`rate`], [`counters`], [`secrets`]: bounded memory, bounded answers, numbers,
 //!   unpredictability.
 
@@ -30,6 +31,7 @@ pub mod reassembly;
 pub mod rest;
 pub mod router;
 pub mod secrets;
+pub mod share;
 pub mod spliced;
 pub mod tcp;
 pub mod trains;
@@ -61,6 +63,7 @@ use reassembly::Reassembly;
 use rest::Moving;
 use router::Advertiser;
 use secrets::Secrets;
+use share::{Place, Share};
 use trains::Train;
 
 /// Bytes of what the network reports about a packet, its payload included.
@@ -84,6 +87,7 @@ pub struct Stack<H: Host> {
     table: Table<Flow<H>>,
     engines: EnginePool,
     moving: Moving,
+    share: Share<H>,
     neighbours: Neighbours,
     dhcp: DhcpServer,
     advertiser: Advertiser,
@@ -111,17 +115,25 @@ impl<H: Host> Stack<H> {
     /// and identifiers are drawn from it.
     #[must_use]
     pub fn new(config: Arc<Config>, link: LinkInfo, seed: [u64; 4]) -> Self {
+        Self::worker(config, link, seed, Place::ALONE)
+    }
+
+    /// One of several stacks for one link, each with a seed of its own. Limits hold for all together.
+    #[must_use]
+    pub fn worker(config: Arc<Config>, link: LinkInfo, seed: [u64; 4], place: Place) -> Self {
         let secrets = Secrets::new(seed);
         let hash = KeyedState::new(secrets.hash_key());
+        let max_flows = usize::try_from(config.max_flows).unwrap_or(usize::MAX);
         Self {
             link,
-            table: Table::new(config.max_flows, hash),
-            engines: EnginePool::new(config.max_buffer_memory),
+            table: Table::new(place.part(max_flows), hash),
+            engines: EnginePool::new(place.part(config.max_buffer_memory)),
+            share: Share::new(place),
             moving: Moving::default(),
             neighbours: Neighbours::new(config.plan.gateway(), link.guest_mac, hash),
             dhcp: DhcpServer::new(config.plan),
             advertiser: Advertiser::new(&config),
-            errors: ErrorRate::default(),
+            errors: ErrorRate::shared(place.count),
             reassembly: Reassembly::new(hash),
             published: Published::default(),
             ready: VecDeque::new(),
@@ -141,6 +153,7 @@ impl<H: Host> Stack<H> {
     pub fn handle_frame(&mut self, turn: &mut Turn<'_, H>, bytes: &[u8], meta: RxMeta) {
         let disposition = self.guest_frame(turn, bytes, meta);
         self.counters.count(disposition, bytes.len());
+        self.hand_on(disposition, bytes, meta);
     }
 
     /// Takes one event from the host.

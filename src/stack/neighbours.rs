@@ -27,6 +27,8 @@ pub struct Neighbours {
     known: HashMap<IpAddr, Mac, KeyedState>,
     /// The last one learned: most frames come from the same guest.
     latest: Option<(IpAddr, Mac)>,
+    /// What was learned and not told to anybody yet.
+    news: Vec<(IpAddr, Mac)>,
 }
 
 impl Neighbours {
@@ -39,6 +41,7 @@ impl Neighbours {
             default_mac,
             known: HashMap::with_hasher(hash),
             latest: None,
+            news: Vec::new(),
         }
     }
 
@@ -55,16 +58,30 @@ impl Neighbours {
         dst == self.gateway_mac || dst == Mac::BROADCAST || dst.0[..2] == [0x33, 0x33]
     }
 
-    /// Notes that `addr` is at `mac`.
+    /// Learns from a frame that `addr` is at `mac`.
     pub fn learn(&mut self, addr: IpAddr, mac: Mac) {
-        if self.latest == Some((addr, mac)) || !mac.is_unicast() {
-            return;
+        if self.latest != Some((addr, mac)) && mac.is_unicast() && self.note(addr, mac) {
+            self.news.push((addr, mac));
         }
+    }
+
+    /// Notes that `addr` is at `mac`; true when that is new.
+    pub fn note(&mut self, addr: IpAddr, mac: Mac) -> bool {
         self.latest = Some((addr, mac));
         if self.known.len() >= MAX_NEIGHBOURS && !self.known.contains_key(&addr) {
             self.known.clear();
         }
-        self.known.insert(addr, mac);
+        self.known.insert(addr, mac) != Some(mac)
+    }
+
+    /// What was learned since the last time.
+    pub fn take_news(&mut self) -> Vec<(IpAddr, Mac)> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// There is nobody to tell.
+    pub fn forget_news(&mut self) {
+        self.news.clear();
     }
 
     /// Where a guest's address is.

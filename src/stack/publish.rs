@@ -19,6 +19,7 @@ use crate::host::{DatagramRole, Host, QueuedError, Received, TcpSocket, Token, U
 use crate::net::emit::{self, Ends};
 use crate::net::{Duration, Instant};
 
+use super::share::Handed;
 use super::{Stack, mapping, udp};
 
 /// Set in tokens of published ports, never in those of flows.
@@ -45,6 +46,8 @@ const fn listener_token(id: usize) -> Token {
 enum Socket<H: Host> {
     Tcp(H::Listener),
     Udp(H::Udp),
+    /// Another worker has it.
+    Elsewhere(usize),
 }
 
 struct Port<H: Host> {
@@ -58,7 +61,7 @@ struct Port<H: Host> {
 pub struct Published<H: Host> {
     ports: BTreeMap<usize, Port<H>>,
     next_id: usize,
-    /// How many of them are UDP.
+    /// How many UDP sockets are among them.
     udp_ports: usize,
     /// No sooner than this is anything taken: descriptors had run out.
     paused_until: Option<Instant>,
@@ -76,6 +79,16 @@ impl<H: Host> Default for Published<H> {
 }
 
 impl<H: Host> Published<H> {
+    fn add(&mut self, id: usize, rule: Publish, socket: Socket<H>) {
+        self.udp_ports += usize::from(matches!(socket, Socket::Udp(_)));
+        let port = Port {
+            rule,
+            socket,
+            pending: false,
+        };
+        self.ports.insert(id, port);
+    }
+
     /// Some UDP port is published.
     pub(super) const fn has_udp(&self) -> bool {
         self.udp_ports > 0
@@ -85,7 +98,7 @@ impl<H: Host> Published<H> {
     pub(super) fn udp(&mut self, id: usize) -> Option<&mut H::Udp> {
         match &mut self.ports.get_mut(&id)?.socket {
             Socket::Udp(socket) => Some(socket),
-            Socket::Tcp(_) => None,
+            Socket::Tcp(_) | Socket::Elsewhere(_) => None,
         }
     }
 }
@@ -101,7 +114,7 @@ enum Step {
 }
 
 impl<H: Host> Stack<H> {
-    /// Publishes a port; returns its number.
+    /// Publishes a port; returns its number. For the first worker: it listens, and knows of every port.
     ///
     /// # Errors
     /// What binding reports: the address is in use, privileged, or not the host's.
@@ -110,19 +123,32 @@ impl<H: Host> Stack<H> {
         let token = listener_token(id);
         let socket = match rule.protocol {
             Protocol::Tcp => Socket::Tcp(host.tcp_listen(token, rule.host)?),
-            Protocol::Udp => Socket::Udp(host.udp_open(token, DatagramRole::Published(rule.host))?),
+            Protocol::Udp => self.publish_udp(host, id, rule)?,
         };
         self.published.next_id += 1;
-        self.published.udp_ports += usize::from(rule.protocol == Protocol::Udp);
-        self.published.ports.insert(
-            id,
-            Port {
-                rule,
-                socket,
-                pending: false,
-            },
-        );
+        self.published.add(id, rule, socket);
         Ok(id)
+    }
+
+    /// Opens a published UDP port, for the worker of the guest's port.
+    fn publish_udp(&mut self, host: &mut H, id: usize, rule: Publish) -> io::Result<Socket<H>> {
+        let socket = host.udp_open(DatagramRole::Published(rule.host))?;
+        let place = self.share.place;
+        let home = place.of_port(rule.guest);
+        if home == place.index {
+            host.udp_watch(listener_token(id), &socket)?;
+            return Ok(Socket::Udp(socket));
+        }
+        self.share.hand(home, Handed::Port { id, rule, socket });
+        Ok(Socket::Elsewhere(home))
+    }
+
+    /// Takes a UDP port over that the first worker has published.
+    pub(super) fn take_port(&mut self, host: &mut H, id: usize, rule: Publish, socket: H::Udp) {
+        match host.udp_watch(listener_token(id), &socket) {
+            Ok(()) => self.published.add(id, rule, Socket::Udp(socket)),
+            Err(error) => tracing::warn!(port = %rule.host, %error, "published port is not served"),
+        }
     }
 
     /// Takes a published port back; connections that came by it live on. False when there is none.
@@ -130,11 +156,15 @@ impl<H: Host> Stack<H> {
         let Some(port) = self.published.ports.remove(&id) else {
             return false;
         };
-        self.published.udp_ports -= usize::from(port.rule.protocol == Protocol::Udp);
+        match port.socket {
+            Socket::Tcp(_) => {}
+            Socket::Udp(_) => self.published.udp_ports -= 1,
+            Socket::Elsewhere(worker) => self.share.hand(worker, Handed::Unpublish { id }),
+        }
         true
     }
 
-    /// The published ports.
+    /// The published ports, as the first worker knows them.
     pub fn published(&self) -> impl Iterator<Item = (usize, Publish)> {
         self.published
             .ports
@@ -154,7 +184,11 @@ impl<H: Host> Stack<H> {
                     socket: Socket::Udp(_),
                     ..
                 }) => self.take_datagrams(turn, id),
-                None => return,
+                Some(Port {
+                    socket: Socket::Elsewhere(_),
+                    ..
+                })
+                | None => return,
             };
             match step {
                 Step::Taken => {}
@@ -213,21 +247,45 @@ impl<H: Host> Stack<H> {
         else {
             return Step::Empty;
         };
-        let (guest, splice) = (rule.guest, rule.splice);
-        let (mut socket, client) = match turn.host.tcp_accept(listener) {
+        let rule = *rule;
+        let (socket, client) = match turn.host.tcp_accept(listener) {
             Ok(accepted) => accepted,
             Err(error) => return after_error(&error),
         };
-        if splice.takes(client.ip()) {
+        // Clients that look alike to the guest are one worker's, who tells them apart.
+        let place = self.share.place;
+        let home = place.of_client(rule.guest, self.client_inside(client, rule.guest));
+        if home == place.index {
+            self.take_client(turn, socket, client, rule);
+        } else {
+            let handed = Handed::Client {
+                socket,
+                client,
+                rule,
+            };
+            self.share.hand(home, handed);
+        }
+        Step::Taken
+    }
+
+    /// Leads a client to the guest.
+    pub(super) fn take_client(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        mut socket: H::Tcp,
+        client: SocketAddr,
+        rule: Publish,
+    ) {
+        let guest = rule.guest;
+        if rule.splice.takes(client.ip()) {
             socket = match self.splice(turn, socket, client, guest) {
-                Ok(()) => return Step::Taken,
+                Ok(()) => return,
                 Err(socket) => socket,
             };
         }
         if let Err(error) = self.connect_guest(turn, socket, client, guest) {
             tracing::debug!(%client, %guest, %error, "published connection refused");
         }
-        Step::Taken
     }
 
     pub(super) fn connect_guest(
@@ -289,7 +347,7 @@ impl<H: Host> Stack<H> {
     /// The client's endpoint as the guest sees it, with another port where a client with the same
     /// appearance is connected already.
     fn free_endpoint(&mut self, guest: SocketAddr, seen: SocketAddr) -> Option<SocketAddr> {
-        let link = self.link.id;
+        let (link, place) = (self.link.id, self.share.place);
         let mut candidate = seen;
         for _ in 0..PORT_ATTEMPTS {
             let key = FlowKey::Tcp {
@@ -303,7 +361,9 @@ impl<H: Host> Stack<H> {
                     matches!(self.table.get(token), Some(Flow::Tcp(flow)) if flow.is_over())
                 }
             };
-            if over {
+            // What another worker may give to a client of its own is not ours to give.
+            let ours = place.of_client(guest, candidate) == place.index;
+            if over && ours {
                 if let Some(token) = self.table.find(&key) {
                     self.table.remove(token);
                 }

@@ -11,17 +11,29 @@ const BURST: i64 = 500;
 const INTERVAL_MICROS: i64 = 1000;
 
 /// A limit on errors.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ErrorRate {
+    /// Time after which another may be told, in microseconds.
+    interval: i64,
     /// When the bucket will be, or was, full again, in microseconds.
     full_at: i64,
 }
 
 impl ErrorRate {
+    /// One of so many that are to tell no more together than one would.
+    #[must_use]
+    pub fn shared(count: usize) -> Self {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        Self {
+            interval: INTERVAL_MICROS.saturating_mul(count),
+            full_at: 0,
+        }
+    }
+
     /// Takes one, if there is one to take.
     pub fn take(&mut self, now: Instant) -> bool {
         let now = now.total_micros();
-        let next = self.full_at.max(now).saturating_add(INTERVAL_MICROS);
+        let next = self.full_at.max(now).saturating_add(self.interval);
         let granted = next - now <= BURST * INTERVAL_MICROS;
         if granted {
             self.full_at = next;
@@ -36,7 +48,7 @@ mod tests {
 
     #[test]
     fn bursts_pass_and_floods_are_thinned() {
-        let mut rate = ErrorRate::default();
+        let mut rate = ErrorRate::shared(1);
         let mut told = |millis: i64| {
             (0..1000)
                 .filter(|_| rate.take(Instant::from_millis(millis)))
@@ -46,5 +58,8 @@ mod tests {
         assert_eq!(told(0), 0);
         assert_eq!(told(10), 10);
         assert_eq!(told(100_000), 500);
+        let mut half = ErrorRate::shared(2);
+        let told = (0..1000).filter(|_| half.take(Instant::ZERO)).count();
+        assert_eq!(told, 250);
     }
 }

@@ -112,6 +112,10 @@ impl<H: Host> Stack<H> {
         }
         self.advertiser.sent(turn.now, self.secrets.next_u64());
         let routes = self.ask_for_routes(turn);
+        // The others keep in mind what the first says for all of them.
+        if self.share.of_first().is_some() {
+            return;
+        }
         let wire = Wire {
             link: self.link.id,
             src: self.neighbours.gateway_mac(),

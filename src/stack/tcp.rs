@@ -99,6 +99,9 @@ impl<H: Host> Stack<H> {
             }
             self.table.remove(token);
         }
+        if let Some(elsewhere) = self.segment_elsewhere(ends.dst, segment.is_connect()) {
+            return elsewhere;
+        }
         if segment.is_connect() {
             return self.open_tcp(turn, ip, ends, segment);
         }
@@ -355,7 +358,8 @@ impl<H: Host> Stack<H> {
         let token = self.table.find(&key);
         let flow = token.and_then(|token| self.table.get_mut(token));
         let (Some(token), Some(Flow::Tcp(flow))) = (token, flow) else {
-            return Disposition::Dropped(DropReason::TcpNoFlow);
+            let elsewhere = self.share.of_others();
+            return elsewhere.unwrap_or(Disposition::Dropped(DropReason::TcpNoFlow));
         };
         if flow.refuse() {
             self.make_ready(token);

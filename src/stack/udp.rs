@@ -58,6 +58,17 @@ pub(super) fn told_of_no_socket(error: &io::Error) -> IcmpError {
     }
 }
 
+/// A datagram socket whose events have this token.
+pub(super) fn open_datagram<H: Host>(
+    host: &mut H,
+    token: Token,
+    role: DatagramRole,
+) -> io::Result<H::Udp> {
+    let socket = host.udp_open(role)?;
+    host.udp_watch(token, &socket)?;
+    Ok(socket)
+}
+
 /// Why a datagram did not leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unsent {
@@ -104,6 +115,9 @@ impl<H: Host> Stack<H> {
     ) -> Disposition {
         let remote = SocketAddr::new(ip.dst, udp.dst_port);
         let guest = SocketAddr::new(ip.src, udp.src_port);
+        if let Some(elsewhere) = self.port_elsewhere(guest, remote) {
+            return elsewhere;
+        }
         let way = match self.client_of(turn.now, ip.wire, guest, remote) {
             Some(peer) => Ok((Exit::Published(peer), peer.client)),
             None => match mapping::verdict(&self.config, remote) {
@@ -254,7 +268,7 @@ impl<H: Host> Stack<H> {
         } else {
             DatagramRole::Outbound(wish)
         };
-        let socket = turn.host.udp_open(token, role).map_err(|error| {
+        let socket = open_datagram(turn.host, token, role).map_err(|error| {
             tracing::debug!(%guest, %error, "no UDP socket");
             self.counters.flows_refused += 1;
             Unsent::Said(told_of_no_socket(&error))

@@ -56,26 +56,31 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// On kernels before 5.9 that have no `/proc` mounted.
 pub fn close_all_but(named: &[RawFd]) -> io::Result<()> {
-    let mut named: Vec<u32> = named
-        .iter()
-        .filter_map(|number| u32::try_from(*number).ok())
-        .collect();
-    named.sort_unstable();
-    let mut first = 3;
-    for number in named.into_iter().filter(|number| *number > 2) {
-        if number > first {
-            close_range(first, number - 1)?;
-        }
-        first = number + 1;
+    for (first, last) in ranges_without(3, named) {
+        close_range(first, last)?;
     }
-    close_range(first, u32::MAX)
+    Ok(())
+}
+
+/// The ranges of descriptors from `first` on that leave these out.
+fn ranges_without(first: u32, kept: &[RawFd]) -> Vec<(u32, u32)> {
+    let numbers = kept.iter().filter_map(|number| u32::try_from(*number).ok());
+    let mut kept: Vec<u32> = numbers.filter(|number| *number >= first).collect();
+    kept.sort_unstable();
+    let mut ranges = Vec::new();
+    let mut next = first;
+    for number in kept {
+        if number > next {
+            ranges.push((next, number - 1));
+        }
+        next = number + 1;
+    }
+    ranges.push((next, u32::MAX));
+    ranges
 }
 
 fn close_range(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: three integers; nothing in this program owns a descriptor yet, by the contract of the
-    // only caller, so none is closed under somebody's hands.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    if done == 0 {
+    if close_numbers(first, last).is_ok() {
         return Ok(());
     }
     let within = |number: &RawFd| {
@@ -84,6 +89,17 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     let open: Vec<RawFd> = inherited()?.into_iter().filter(within).collect();
     close_inherited(&open);
     Ok(())
+}
+
+fn close_numbers(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: three integers. By the contract of the callers nothing in this program owns a descriptor of
+    // theirs yet, or whatever does is never looked at again, so none is closed under somebody's hands.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The descriptors beside the standard streams that were open before this program opened any. To be
@@ -108,24 +124,16 @@ fn is_open(number: RawFd) -> bool {
     fcntl(borrowed, FcntlArg::F_GETFD).is_ok()
 }
 
-/// Closes every descriptor but this one, the standard streams included, which has another number
-/// afterwards.
+/// Closes every descriptor but these, the standard streams included.
 ///
 /// # Errors
 /// On kernels before 5.9.
-pub fn keep_only(socket: UnixStream) -> io::Result<UnixStream> {
-    dup2_stdin(&socket)?;
-    // Its old number is closed with the others.
-    std::mem::forget(socket);
-    // SAFETY: three integers. Whatever owned a descriptor is never looked at again: the only caller
-    // goes on with nothing but what is returned here, and never returns.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0) };
-    if done != 0 {
-        return Err(io::Error::last_os_error());
+pub fn keep_only(sockets: Vec<UnixStream>) -> io::Result<Vec<UnixStream>> {
+    let kept: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    for (first, last) in ranges_without(0, &kept) {
+        close_numbers(first, last)?;
     }
-    // SAFETY: a duplicate was put there, and what else had the number, the standard input, is owned by
-    // nobody.
-    Ok(unsafe { OwnedFd::from_raw_fd(0) }.into())
+    Ok(sockets)
 }
 
 /// Whether something can be written to a descriptor.
@@ -260,4 +268,17 @@ fn receive_with(
     let len = message.bytes;
     bytes.truncate(len);
     Ok(received)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_in_no_range() {
+        assert_eq!(ranges_without(3, &[]), [(3, u32::MAX)]);
+        let ranges = ranges_without(3, &[1, 9, 3, -1, 5, 6]);
+        assert_eq!(ranges, [(4, 4), (7, 8), (10, u32::MAX)]);
+        assert_eq!(ranges_without(0, &[2]), [(0, 1), (3, u32::MAX)]);
+    }
 }

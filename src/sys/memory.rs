@@ -11,13 +11,19 @@ use std::io;
 const OWN_PAGES: i32 = 256 * 1024;
 
 /// Keeps large allocations out of the heap: glibc raises its threshold with every large block that
-/// is freed (mallopt(3)), after which zeroed memory is written, not mapped, and is never returned.
+/// is freed (mallopt(3)), after which zeroed memory is written, not mapped, and is never returned. Threads
+/// share one heap: there are few, and they seldom allocate.
 pub fn map_large_allocations() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes two integers and changes the allocator's settings; called before any
     // thread is started.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_PAGES);
+    }
+    #[cfg(target_env = "gnu")]
+    // SAFETY: as above.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

@@ -42,19 +42,35 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
+/// How a tap is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Mode {
+    /// With a vnet header.
+    pub vnet_header: bool,
+    /// It may be opened several times; each descriptor is a queue of its own.
+    pub many_queues: bool,
+}
+
 /// Opens the tap `name`, which is made if it does not exist, non-blocking, without the packet
-/// information header and, with `vnet_header`, with a vnet header.
+/// information header.
 ///
 /// # Errors
-/// No `/dev/net/tun`, no permission in this namespace, or `EBUSY`: another process has it.
-pub fn open(name: &str, vnet_header: bool) -> io::Result<OwnedFd> {
+/// No `/dev/net/tun`, no permission in this namespace, `EBUSY`: another process has it, or `EINVAL`: it
+/// exists and is not of that mode.
+pub fn open(name: &str, mode: Mode) -> io::Result<OwnedFd> {
     let tun = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open("/dev/net/tun")?;
     let mut request = request(name)?;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | if vnet_header { libc::IFF_VNET_HDR } else { 0 };
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI;
+    if mode.vnet_header {
+        flags |= libc::IFF_VNET_HDR;
+    }
+    if mode.many_queues {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: the pointer is to a live `ifreq`, which TUNSETIFF reads and writes.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw mut request) };

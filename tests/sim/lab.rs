@@ -18,7 +18,7 @@ use tapgate::host::simulated::{Sent, SocketId};
 use tapgate::net::{DropReason, Duration};
 
 use crate::packets::{self, read::Received};
-use crate::sim::{Faults, GUEST, Sim};
+use crate::sim::{Faults, GUEST, LinkKind, Sim};
 
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
@@ -56,7 +56,17 @@ impl Lab {
 
     /// A guest whose own sockets have that address.
     pub(crate) fn of(guest: IpAddr, config: Config) -> Self {
-        let mut lab = Self(Sim::of(guest, 1, config, Faults::default()));
+        Self::begun(Sim::of(guest, 1, config, Faults::default()))
+    }
+
+    /// A stack of several workers.
+    pub(crate) fn shared(workers: usize, config: Config) -> Self {
+        let guest = (LinkKind::default(), GUEST);
+        Self::begun(Sim::shared(workers, guest, 1, config, Faults::default()))
+    }
+
+    fn begun(sim: Sim) -> Self {
+        let mut lab = Self(sim);
         // The gateway has introduced itself; what comes from now on is about what the test does.
         lab.wait(millis(1));
         lab.0.received.clear();
@@ -140,7 +150,7 @@ impl Lab {
         for _ in 0..4 {
             self.wait(secs(61));
         }
-        assert_eq!((self.0.stack.flows(), self.0.net.open_sockets()), (0, 0));
+        assert_eq!((self.0.flows(), self.0.net.open_sockets()), (0, 0));
         self.0.stack.check().unwrap();
     }
 }

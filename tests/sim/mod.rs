@@ -14,6 +14,7 @@
 )]
 
 mod link;
+mod workers;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,12 +29,15 @@ use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 use tapgate::buf::{LinkId, RxMeta, TxBatch};
 use tapgate::config::Config;
 use tapgate::flow::Turn;
+use tapgate::flow::key::KeyedState;
 use tapgate::host::simulated::{Network, SimulatedHost, VirtualClock};
 use tapgate::net::{Duration, Instant, Mac};
+use tapgate::stack::share::Place;
 use tapgate::stack::{LinkInfo, Stack};
 
 pub(crate) use link::{Faults, LinkKind, Random};
 use link::{Windows, Wire, sum_tcp};
+use workers::{Other, Queues};
 
 pub(crate) const GUEST_MAC: Mac = Mac([2, 0, 0, 0, 0, 100]);
 pub(crate) const GATEWAY_MAC: Mac = Mac([0x52, 0x55, 10, 0, 2, 2]);
@@ -99,7 +103,10 @@ impl Device for GuestDevice {
 
 /// Everything of one scenario.
 pub(crate) struct Sim {
+    /// The first worker, in most scenarios the only one.
     pub(crate) stack: Stack<SimulatedHost>,
+    others: Vec<Other>,
+    queues: Queues,
     pub(crate) net: Network,
     pub(crate) clock: VirtualClock,
     pub(crate) random: Random,
@@ -148,6 +155,17 @@ impl Sim {
         config: Config,
         faults: Faults,
     ) -> Self {
+        Self::shared(1, (kind, guest), seed, config, faults)
+    }
+
+    /// [`Sim::over`] with so many workers.
+    pub(crate) fn shared(
+        workers: usize,
+        (kind, guest): (LinkKind, IpAddr),
+        seed: u64,
+        config: Config,
+        faults: Faults,
+    ) -> Self {
         let net = Network::new();
         let link = LinkInfo {
             id: LinkId(0),
@@ -167,8 +185,25 @@ impl Sim {
             let prefix = if guest.is_ipv4() { 24 } else { 64 };
             addrs.push(IpCidr::new(guest.into(), prefix)).unwrap();
         });
+        let config = Arc::new(config);
+        let stack = |index: usize| {
+            let place = Place {
+                index,
+                count: workers,
+                hash: KeyedState::new((seed, 7)),
+            };
+            let distinct = u64::try_from(index).unwrap();
+            let seed = [seed, 2 + distinct, 3, 4];
+            Stack::worker(Arc::clone(&config), link, seed, place)
+        };
+        let other = |index| Other {
+            stack: stack(index),
+            host: net.host_of(index),
+        };
         Self {
-            stack: Stack::new(Arc::new(config), link, [seed, 2, 3, 4]),
+            stack: stack(0),
+            others: (1..workers).map(other).collect(),
+            queues: Queues::new(workers, seed),
             host: net.host(),
             net,
             clock: VirtualClock::default(),
@@ -260,17 +295,12 @@ impl Sim {
             .send(now, frame, Faults::default(), &mut self.random);
     }
 
-    /// Calls the stack with what a turn needs.
+    /// Calls the first worker's stack with what a turn needs.
     pub(crate) fn with_stack<R>(
         &mut self,
         act: impl FnOnce(&mut Stack<SimulatedHost>, &mut Turn<'_, SimulatedHost>) -> R,
     ) -> R {
-        let mut turn = Turn {
-            now: self.clock.now(),
-            host: &mut self.host,
-            tx: &mut self.tx,
-        };
-        act(&mut self.stack, &mut turn)
+        self.at(0, act)
     }
 
     pub(crate) fn publish(&mut self, rule: tapgate::config::Publish) {
@@ -282,41 +312,110 @@ impl Sim {
         self.turn_of_stack();
         self.turn_of_guest();
         self.stack.check().unwrap();
+        for other in &self.others {
+            other.stack.check().unwrap();
+        }
+    }
+
+    /// Flows of all workers together.
+    pub(crate) fn flows(&self) -> usize {
+        self.flows_of_each().into_iter().sum()
+    }
+
+    /// Flows of each worker.
+    pub(crate) fn flows_of_each(&self) -> Vec<usize> {
+        let others = self.others.iter().map(|other| &other.stack);
+        std::iter::once(&self.stack)
+            .chain(others)
+            .map(Stack::flows)
+            .collect()
+    }
+
+    /// Lets a worker do something.
+    fn at<R>(
+        &mut self,
+        worker: usize,
+        act: impl FnOnce(&mut Stack<SimulatedHost>, &mut Turn<'_, SimulatedHost>) -> R,
+    ) -> R {
+        let (stack, host) = match worker.checked_sub(1) {
+            None => (&mut self.stack, &mut self.host),
+            Some(other) => {
+                let other = &mut self.others[other];
+                (&mut other.stack, &mut other.host)
+            }
+        };
+        let mut turn = Turn {
+            now: self.clock.now(),
+            host,
+            tx: &mut self.tx,
+        };
+        act(stack, &mut turn)
     }
 
     fn turn_of_stack(&mut self) {
         let now = self.clock.now();
         let mut more = true;
         while more {
-            let mut turn = Turn {
-                now,
-                host: &mut self.host,
-                tx: &mut self.tx,
-            };
+            more = false;
             while let Some(frame) = self.to_stack.due(now) {
                 let meta = RxMeta {
                     checksum_verified: self.kind.guest_offload,
                     ..RxMeta::plain(LinkId(0))
                 };
-                self.stack.handle_frame(&mut turn, &frame, meta);
-            }
-            for event in self.net.take_events() {
-                self.stack.handle_host(&mut turn, event);
-            }
-            self.stack.handle_timeout(&mut turn);
-            more = self.stack.poll_transmit(&mut turn);
-            for frame in self.tx.frames() {
-                let pieces = self
-                    .kind
-                    .pass_to_guest(frame.bytes(), frame.offload, self.device.mtu);
-                for piece in pieces {
-                    self.windows.check(&piece);
-                    self.to_guest
-                        .send(now, piece, self.faults, &mut self.random);
+                let worker = self.queues.choose(&frame);
+                self.at(worker, |stack, turn| {
+                    stack.handle_frame(turn, &frame, meta);
+                });
+                if self.queues.count() > 1 {
+                    self.put_on_wire(worker);
                 }
             }
-            self.tx.clear();
+            for worker in 0..self.queues.count() {
+                let events = self.net.take_events_of(worker);
+                more |= self.at(worker, |stack, turn| {
+                    for event in events {
+                        stack.handle_host(turn, event);
+                    }
+                    stack.handle_timeout(turn);
+                    stack.poll_transmit(turn)
+                });
+                self.put_on_wire(worker);
+            }
+            more |= self.hand_over();
         }
+    }
+
+    /// What workers have for each other gets there; true when there was something.
+    fn hand_over(&mut self) -> bool {
+        let mut handed = Vec::new();
+        for worker in 0..self.queues.count() {
+            self.at(worker, |stack, _| {
+                handed.extend(std::iter::from_fn(|| stack.next_handed()));
+            });
+        }
+        let some = !handed.is_empty();
+        for (worker, thing) in handed {
+            self.at(worker, |stack, turn| stack.handle_handed(turn, thing));
+            self.put_on_wire(worker);
+        }
+        some
+    }
+
+    /// Sends what a worker has produced.
+    fn put_on_wire(&mut self, worker: usize) {
+        let now = self.clock.now();
+        for frame in self.tx.frames() {
+            self.queues.note(frame.bytes(), worker);
+            let pieces = self
+                .kind
+                .pass_to_guest(frame.bytes(), frame.offload, self.device.mtu);
+            for piece in pieces {
+                self.windows.check(&piece);
+                self.to_guest
+                    .send(now, piece, self.faults, &mut self.random);
+            }
+        }
+        self.tx.clear();
     }
 
     fn turn_of_guest(&mut self) {
@@ -401,6 +500,13 @@ impl Sim {
         }
     }
 
+    /// When one of the workers has something to do.
+    fn stack_timeout(&mut self) -> Option<Instant> {
+        let others = self.others.iter_mut();
+        let others = others.filter_map(|other| other.stack.poll_timeout()).min();
+        self.stack.poll_timeout().into_iter().chain(others).min()
+    }
+
     /// Moves time to the next thing that happens; false when nothing ever will.
     pub(crate) fn advance(&mut self) -> bool {
         let now = self.clock.now();
@@ -409,7 +515,7 @@ impl Sim {
             soon,
             self.to_stack.next(),
             self.to_guest.next(),
-            self.stack.poll_timeout(),
+            self.stack_timeout(),
             self.interface.poll_at(now, &self.sockets),
             self.wake,
         ];

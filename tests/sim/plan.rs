@@ -122,6 +122,7 @@ pub(crate) struct Plan {
     pub(crate) addresses: Addresses,
     pub(crate) opening: Opening,
     pub(crate) kind: LinkKind,
+    pub(crate) workers: usize,
     pub(crate) faults: Faults,
     /// The link is down from a time on for a time.
     pub(crate) outage: Option<(Duration, Duration)>,
@@ -175,6 +176,7 @@ impl Plan {
             guest_buffer: random.of(&[1, 4, 16, 64, 256]) * 1024,
             host_buffer: random.of(&[1, 4, 16, 64, 256]) * 1024,
             patience: Duration::from_secs(1 + random.below(200)),
+            workers: random.of(&[1, 1, 1, 2, 3]),
             guest,
             host,
         }

@@ -140,7 +140,13 @@ impl World {
                 ..self.enter.clone()
             },
         );
-        command.args(arguments);
+        let (word, options) = arguments.split_at(arguments.len().min(1));
+        command.args(word);
+        // The whole suite with several workers: TAPGATE_TEST_WORKERS=2 .ci/test
+        if let (["run" | "attach"], Ok(workers)) = (word, std::env::var("TAPGATE_TEST_WORKERS")) {
+            command.args(["--workers", &workers]);
+        }
+        command.args(options);
         command
     }
 

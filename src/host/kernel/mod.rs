@@ -77,23 +77,23 @@ pub struct KernelHost {
 }
 
 impl KernelHost {
-    /// Opens the epoll set. Needs a tokio runtime.
+    /// Opens the epoll set. Needs a tokio runtime. Without a source nobody will ask for the host's resolvers.
     ///
     /// # Errors
     /// When no descriptor is left.
-    pub fn new(config: &Config, resolv_conf: Source) -> io::Result<Self> {
+    pub fn new(config: &Config, resolv_conf: Option<Source>) -> io::Result<Self> {
         Ok(Self {
             poller: watch(EventSet::new()?)?,
             events: vec![EpollEvent::empty(); EVENTS_PER_TURN],
             outbound: config.outbound.clone(),
             outbound6: config.outbound6.clone(),
-            resolvers: match &config.dns {
-                Dns::Fixed(addrs) => Resolvers::Fixed(addrs.clone()),
-                Dns::Off => Resolvers::Fixed(Vec::new()),
-                Dns::Host => Resolvers::File {
-                    source: resolv_conf,
+            resolvers: match (&config.dns, resolv_conf) {
+                (Dns::Fixed(addrs), _) => Resolvers::Fixed(addrs.clone()),
+                (Dns::Host, Some(source)) => Resolvers::File {
+                    source,
                     fresh: false,
                 },
+                (Dns::Off, _) | (Dns::Host, None) => Resolvers::Fixed(Vec::new()),
             },
             inside: Inside::default(),
             pipes: Pipes::default(),
@@ -312,7 +312,7 @@ impl Host for KernelHost {
         self.pipes.put(pipe);
     }
 
-    fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<KernelUdp> {
+    fn udp_open(&mut self, role: DatagramRole) -> io::Result<KernelUdp> {
         let ipv6 = match role {
             DatagramRole::Outbound(wish) | DatagramRole::Loopback(wish) => wish.ipv6,
             DatagramRole::Connected(addr) | DatagramRole::Published(addr) => addr.is_ipv6(),
@@ -350,8 +350,11 @@ impl Host for KernelHost {
             DatagramRole::Outbound(_) | DatagramRole::Loopback(_) => socket.note_marks()?,
             DatagramRole::Connected(_) => {}
         }
-        self.watch(socket.as_fd(), token)?;
         Ok(socket)
+    }
+
+    fn udp_watch(&mut self, token: Token, socket: &KernelUdp) -> io::Result<()> {
+        self.watch(socket.as_fd(), token)
     }
 
     fn echo_open(&mut self, token: Token, ipv6: bool) -> io::Result<KernelEcho> {

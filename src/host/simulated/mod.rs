@@ -28,6 +28,8 @@ const PIPE: usize = 4096;
 #[derive(Debug)]
 pub struct SimulatedHost {
     state: Rc<RefCell<State>>,
+    /// Which of several that share the network.
+    number: usize,
     resolvers: Vec<SocketAddr>,
 }
 
@@ -41,10 +43,10 @@ impl SimulatedHost {
         Ok(())
     }
 
-    fn datagram(&self, token: Token, role: Option<DatagramRole>) -> usize {
+    fn datagram(&self, token: Option<Token>, role: Option<DatagramRole>) -> usize {
         let mut state = self.state.borrow_mut();
         state.datagrams.push(DatagramState {
-            token,
+            watcher: token.map(|token| (self.number, token)),
             role,
             incoming: VecDeque::new(),
             errors: VecDeque::new(),
@@ -93,7 +95,7 @@ impl Host for SimulatedHost {
         let error = state.connect_errors.get(&remote).copied();
         let id = state.connections.len();
         let mut connection = Connection::new(remote, state.buffer());
-        connection.token = Some(token);
+        connection.watcher = Some((self.number, token));
         connection.outcome = outcome;
         connection.error = error;
         connection.tos = marks.tos;
@@ -119,7 +121,7 @@ impl Host for SimulatedHost {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         state.listeners.push(ListenerState {
-            token,
+            watcher: (self.number, token),
             local,
             waiting: VecDeque::new(),
             open: true,
@@ -156,7 +158,7 @@ impl Host for SimulatedHost {
 
     fn tcp_watch(&mut self, token: Token, socket: &SimulatedTcp) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
-        state.connections[socket.id].token = Some(token);
+        state.connections[socket.id].watcher = Some((self.number, token));
         state.event_at(socket.id, true, true);
         Ok(())
     }
@@ -167,7 +169,7 @@ impl Host for SimulatedHost {
             Inside::Nowhere => return Err(io::ErrorKind::Unsupported.into()),
             Inside::Ready => {}
             Inside::Slow | Inside::Silent => {
-                state.inside_waiting.push(token);
+                state.inside_waiting.push((self.number, token));
                 if state.inside == Inside::Slow {
                     state.inside = Inside::Ready;
                     state.answer_inside(false);
@@ -200,13 +202,24 @@ impl Host for SimulatedHost {
         assert_eq!(pipe.held(), 0, "a pipe is given back empty");
     }
 
-    fn udp_open(&mut self, token: Token, role: DatagramRole) -> io::Result<SimulatedDatagram> {
+    fn udp_open(&mut self, role: DatagramRole) -> io::Result<SimulatedDatagram> {
         self.open()?;
-        let id = self.datagram(token, Some(role));
+        let id = self.datagram(None, Some(role));
         Ok(SimulatedDatagram {
             state: Rc::clone(&self.state),
             id,
         })
+    }
+
+    fn udp_watch(&mut self, token: Token, socket: &SimulatedDatagram) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        let datagram = &mut state.datagrams[socket.id];
+        datagram.watcher = Some((self.number, token));
+        if !datagram.incoming.is_empty() {
+            let watcher = datagram.watcher;
+            state.event(watcher, true, false);
+        }
+        Ok(())
     }
 
     fn echo_open(&mut self, token: Token, _ipv6: bool) -> io::Result<SimulatedDatagram> {
@@ -214,7 +227,7 @@ impl Host for SimulatedHost {
             return Err(io::Error::from_raw_os_error(errno));
         }
         self.open()?;
-        let id = self.datagram(token, None);
+        let id = self.datagram(Some(token), None);
         Ok(SimulatedDatagram {
             state: Rc::clone(&self.state),
             id,
@@ -314,7 +327,7 @@ impl Drop for SimulatedTcp {
     fn drop(&mut self) {
         self.with(|connection| {
             connection.closed = true;
-            connection.token = None;
+            connection.watcher = None;
             // close(2) with data unread is a RST (RFC 2525 2.17).
             connection.reset_by_client |= !connection.to_client.is_empty();
         });

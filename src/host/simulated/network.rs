@@ -43,6 +43,9 @@ pub enum Inside {
     Silent,
 }
 
+/// Whom an event is for: which of the hosts, and its token.
+pub(super) type Watcher = (usize, Token);
+
 /// Names a simulated connection or datagram socket, in order of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketId(pub usize);
@@ -50,7 +53,7 @@ pub struct SocketId(pub usize);
 /// One TCP connection, as both ends and the test see it.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) token: Option<Token>,
+    pub(super) watcher: Option<Watcher>,
     pub(super) remote: Option<SocketAddr>,
     pub(super) outcome: Option<i32>,
     pub(super) to_server: VecDeque<u8>,
@@ -74,7 +77,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(remote: SocketAddr, buffer: usize) -> Self {
         Self {
-            token: None,
+            watcher: None,
             remote: Some(remote),
             outcome: None,
             to_server: VecDeque::new(),
@@ -96,7 +99,7 @@ impl Connection {
 /// One datagram socket.
 #[derive(Debug)]
 pub(super) struct DatagramState {
-    pub(super) token: Token,
+    pub(super) watcher: Option<Watcher>,
     pub(super) role: Option<DatagramRole>,
     pub(super) incoming: VecDeque<(SocketAddr, Vec<u8>, Marks)>,
     pub(super) errors: VecDeque<(QueuedError, Vec<u8>)>,
@@ -107,7 +110,7 @@ pub(super) struct DatagramState {
 /// One listening socket.
 #[derive(Debug)]
 pub(super) struct ListenerState {
-    pub(super) token: Token,
+    pub(super) watcher: Watcher,
     pub(super) local: SocketAddr,
     /// Connections that wait to be accepted, and whose they are.
     pub(super) waiting: VecDeque<(usize, SocketAddr)>,
@@ -135,7 +138,7 @@ pub(super) struct State {
     pub(super) datagrams: Vec<DatagramState>,
     pub(super) sent: Vec<Sent>,
     pub(super) listeners: Vec<ListenerState>,
-    pub(super) events: VecDeque<Event>,
+    pub(super) events: VecDeque<(usize, Event)>,
     pub(super) resolvers: Vec<SocketAddr>,
     pub(super) open: usize,
     /// Buffer of the connections to come, where the test has set one.
@@ -150,7 +153,7 @@ pub(super) struct State {
     pub(super) datagram_calls: usize,
     pub(super) inside: Inside,
     /// Who waits for a socket inside.
-    pub(super) inside_waiting: Vec<Token>,
+    pub(super) inside_waiting: Vec<Watcher>,
 }
 
 impl State {
@@ -164,14 +167,14 @@ impl State {
 
     /// Tells who waits for a socket inside that there is one, or never will be.
     pub(super) fn answer_inside(&mut self, error: bool) {
-        for token in std::mem::take(&mut self.inside_waiting) {
-            self.push(Some(token), [false, true, false, error]);
+        for watcher in std::mem::take(&mut self.inside_waiting) {
+            self.push(Some(watcher), [false, true, false, error]);
         }
     }
 
     /// An event at a socket that is well.
-    pub(super) fn event(&mut self, token: Option<Token>, readable: bool, writable: bool) {
-        self.push(token, [readable, writable, false, false]);
+    pub(super) fn event(&mut self, watcher: Option<Watcher>, readable: bool, writable: bool) {
+        self.push(watcher, [readable, writable, false, false]);
     }
 
     /// An event at connection `id`, which says whether the peer has ended its stream or reset it, as
@@ -180,26 +183,27 @@ impl State {
         let connection = &self.connections[id];
         let failed = connection.reset_by_server || connection.outcome.is_some();
         let hangup = failed || connection.server_shut;
-        let token = connection.token;
+        let watcher = connection.watcher;
         let flags = [readable || hangup, writable || failed, hangup, failed];
-        self.push(token, flags);
+        self.push(watcher, flags);
     }
 
     /// An event at a datagram socket of which the network has reported an error.
-    pub(super) fn error_event(&mut self, token: Token) {
-        self.push(Some(token), [true, true, false, true]);
+    pub(super) fn error_event(&mut self, watcher: Option<Watcher>) {
+        self.push(watcher, [true, true, false, true]);
     }
 
-    fn push(&mut self, token: Option<Token>, [readable, writable, hangup, error]: [bool; 4]) {
-        if let Some(token) = token {
-            self.events.push_back(Event {
+    fn push(&mut self, watcher: Option<Watcher>, [readable, writable, hangup, error]: [bool; 4]) {
+        if let Some((host, token)) = watcher {
+            let event = Event {
                 token,
                 readable,
                 writable,
                 hangup,
                 error,
                 urgent: false,
-            });
+            };
+            self.events.push_back((host, event));
         }
     }
 
@@ -224,8 +228,15 @@ impl Network {
     /// The side that the stack uses.
     #[must_use]
     pub fn host(&self) -> SimulatedHost {
+        self.host_of(0)
+    }
+
+    /// The side that one of several stacks uses, by its number from 0.
+    #[must_use]
+    pub fn host_of(&self, number: usize) -> SimulatedHost {
         SimulatedHost {
             state: Rc::clone(&self.state),
+            number,
             resolvers: Vec::new(),
         }
     }
@@ -317,7 +328,16 @@ impl Network {
     /// Takes the events that are due.
     #[must_use]
     pub fn take_events(&self) -> Vec<Event> {
-        self.state.borrow_mut().events.drain(..).collect()
+        self.take_events_of(0)
+    }
+
+    /// Takes the events that are due at one of several hosts.
+    #[must_use]
+    pub fn take_events_of(&self, number: usize) -> Vec<Event> {
+        let events = &mut self.state.borrow_mut().events;
+        let (due, rest): (VecDeque<_>, _) = events.drain(..).partition(|(host, _)| *host == number);
+        *events = rest;
+        due.into_iter().map(|(_, event)| event).collect()
     }
 
     /// Some events are due.
@@ -387,17 +407,16 @@ impl Network {
         let mut state = self.state.borrow_mut();
         let connection = &mut state.connections[id.0];
         connection.urgent = !connection.to_client.is_empty();
-        let token = connection.token;
-        let flags = Event {
-            token: token.unwrap_or(Token(0)),
-            readable: true,
-            writable: false,
-            hangup: false,
-            error: false,
-            urgent: true,
-        };
-        if token.is_some() {
-            state.events.push_back(flags);
+        if let Some((host, token)) = connection.watcher {
+            let event = Event {
+                token,
+                readable: true,
+                writable: false,
+                hangup: false,
+                error: false,
+                urgent: true,
+            };
+            state.events.push_back((host, event));
         }
     }
 
@@ -451,17 +470,17 @@ impl Network {
     pub fn client_connect(&self, to: SocketAddr, from: SocketAddr) -> Option<SocketId> {
         let mut state = self.state.borrow_mut();
         let id = state.connections.len();
-        let token = {
+        let watcher = {
             let listener = state
                 .listeners
                 .iter_mut()
                 .find(|l| l.open && l.local == to)?;
             listener.waiting.push_back((id, from));
-            listener.token
+            listener.watcher
         };
         let buffer = state.buffer();
         state.connections.push(Connection::new(from, buffer));
-        state.event(Some(token), true, false);
+        state.event(Some(watcher), true, false);
         Some(SocketId(id))
     }
 
@@ -483,8 +502,8 @@ impl Network {
         let heard = !matches!(target.role, Some(DatagramRole::Connected(peer)) if peer != from);
         if heard && !target.closed {
             target.incoming.push_back((from, payload.to_vec(), marks));
-            let token = target.token;
-            state.event(Some(token), true, false);
+            let watcher = target.watcher;
+            state.event(watcher, true, false);
         }
     }
 
@@ -494,8 +513,8 @@ impl Network {
         state.datagrams[socket.0]
             .echoes
             .push_back((from, seq, data.to_vec()));
-        let token = state.datagrams[socket.0].token;
-        state.event(Some(token), true, false);
+        let watcher = state.datagrams[socket.0].watcher;
+        state.event(watcher, true, false);
     }
 
     /// The network reports an error about a datagram sent by `socket`.
@@ -504,8 +523,8 @@ impl Network {
         state.datagrams[socket.0]
             .errors
             .push_back((error, payload.to_vec()));
-        let token = state.datagrams[socket.0].token;
-        state.error_event(token);
+        let watcher = state.datagrams[socket.0].watcher;
+        state.error_event(watcher);
     }
 
     /// The role of a datagram socket; `None` for echo sockets.

@@ -1,0 +1,139 @@
+//! What workers hand to one another, on its way from loop to loop.
+//!
+//! Each loop owns a [`Handover`]: its inbox, and the way to the others. Comes in: what a stack has for
+//! another. Goes out: the same, at the other. Frames wait in bounded number: a worker that does not keep up
+//! loses them, as a link would; what was promised to somebody always gets there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::mpsc;
+
+use crate::host::Host;
+use crate::stack::share::Handed;
+
+/// Bytes that may wait for one worker: a few turns' worth.
+const LIMIT: usize = 4 << 20;
+/// What anything costs beside its bytes.
+const OVERHEAD: usize = 256;
+/// Things that may wait: as many as the limit lets, and every port twice that was published and taken back.
+const PLACES: usize = LIMIT / OVERHEAD + 2 * 65_536;
+
+/// One worker's end.
+pub struct Handover<H: Host> {
+    index: usize,
+    inbox: mpsc::Receiver<Handed<H>>,
+    /// To every worker, this one included, which keeps its inbox open.
+    to: Vec<mpsc::Sender<Handed<H>>>,
+    /// Bytes that wait for each.
+    waiting: Arc<[AtomicUsize]>,
+    /// Taken out of the inbox already.
+    next: Option<Handed<H>>,
+}
+
+fn cost<H: Host>(handed: &Handed<H>) -> usize {
+    match handed {
+        Handed::Frame { bytes, .. } => OVERHEAD + bytes.len(),
+        Handed::Neighbour(..)
+        | Handed::Client { .. }
+        | Handed::Port { .. }
+        | Handed::Unpublish { .. } => OVERHEAD,
+    }
+}
+
+/// What can be done without, or by whoever has it.
+fn may_be_refused<H: Host>(handed: &Handed<H>) -> bool {
+    match handed {
+        Handed::Frame { .. } | Handed::Neighbour(..) | Handed::Client { .. } => true,
+        Handed::Port { .. } | Handed::Unpublish { .. } => false,
+    }
+}
+
+impl<H: Host> Handover<H> {
+    /// The ends of so many workers.
+    #[must_use]
+    pub fn between(count: usize) -> Vec<Self> {
+        let waiting: Arc<[AtomicUsize]> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+        let (to, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(PLACES)).unzip();
+        let ends = inboxes.into_iter().enumerate();
+        ends.map(|(index, inbox)| Self {
+            index,
+            inbox,
+            to: to.clone(),
+            waiting: Arc::clone(&waiting),
+            next: None,
+        })
+        .collect()
+    }
+
+    /// Brings something on its way.
+    ///
+    /// # Errors
+    /// Gives it back when the other has no room for it, or is gone.
+    pub fn send(&self, to: usize, handed: Handed<H>) -> Result<(), Handed<H>> {
+        let (Some(sender), Some(waiting)) = (self.to.get(to), self.waiting.get(to)) else {
+            return Err(handed);
+        };
+        let cost = cost(&handed);
+        if may_be_refused(&handed) && waiting.load(Ordering::Relaxed) + cost > LIMIT {
+            return Err(handed);
+        }
+        // Before it can be taken, which takes it off again.
+        waiting.fetch_add(cost, Ordering::Relaxed);
+        sender.try_send(handed).map_err(|refused| {
+            waiting.fetch_sub(cost, Ordering::Relaxed);
+            refused.into_inner()
+        })
+    }
+
+    /// The next thing that came, if there is one.
+    pub fn take(&mut self) -> Option<Handed<H>> {
+        let handed = self.next.take().or_else(|| self.inbox.try_recv().ok())?;
+        self.waiting[self.index].fetch_sub(cost(&handed), Ordering::Relaxed);
+        Some(handed)
+    }
+
+    /// Waits until there is something to take.
+    pub async fn arrived(&mut self) {
+        if self.next.is_none() {
+            self.next = self.inbox.recv().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::{LinkId, RxMeta};
+    use crate::host::simulated::SimulatedHost;
+
+    fn frame(len: usize) -> Handed<SimulatedHost> {
+        Handed::Frame {
+            bytes: vec![0; len],
+            meta: RxMeta::plain(LinkId(0)),
+            seen: 1,
+        }
+    }
+
+    #[test]
+    fn frames_wait_in_bounded_number_and_promises_are_kept() {
+        let mut ends = Handover::between(2);
+        let mut other = ends.pop().unwrap();
+        let one = ends.pop().unwrap();
+        let mut sent = 0;
+        while one.send(1, frame(65_536)).is_ok() {
+            sent += 1;
+        }
+        assert_eq!(sent, LIMIT / (65_536 + OVERHEAD));
+        assert!(one.send(0, frame(65_536)).is_ok(), "each has its own limit");
+        assert!(one.send(1, Handed::Unpublish { id: 1 }).is_ok());
+        assert!(matches!(other.take(), Some(Handed::Frame { .. })));
+        assert!(one.send(1, frame(1)).is_ok(), "there is room again");
+        let mut taken = 1;
+        while other.take().is_some() {
+            taken += 1;
+        }
+        assert_eq!(taken, sent + 2);
+        assert!(one.send(2, frame(1)).is_err(), "nobody has that number");
+    }
+}

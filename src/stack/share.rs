@@ -1,0 +1,292 @@
+//! How several workers serve one network: which of them a packet is for, and what they hand to one
+//! another.
+//!
+//! A worker is a whole [`Stack`] with a queue of the link of its own. Comes in: what arrived at this one.
+//! Goes out: what is for another, which the event loop carries there. Nothing is shared:
+//!
+//! - a TCP connection is the worker's to which its SYN came, and there the kernel sends what follows, since it
+//!   remembers by which queue the answers went; what comes elsewhere all the same goes from one worker to the
+//!   next until it finds its flow;
+//! - a guest's UDP port is one worker's by its hash, whatever it speaks to (RFC 4787 REQ-1);
+//! - the first has what there is once: published ports' listeners, leases, names, pings, fragments.
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::buf::RxMeta;
+use crate::config::Publish;
+use crate::flow::Turn;
+use crate::flow::key::KeyedState;
+use crate::host::Host;
+use crate::net::{Mac, emit};
+
+use super::counters::Disposition;
+use super::guest::Original;
+use super::{Stack, mapping};
+
+/// Room in front of a packet for its Ethernet header.
+const HEADER: usize = crate::buf::ETHERNET_HEADER;
+
+/// The worker that has what there is once.
+const FIRST: usize = 0;
+
+/// One of the workers of a network.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Its number, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+    /// The same for all of them.
+    pub hash: KeyedState,
+}
+
+impl Place {
+    /// The only worker.
+    pub const ALONE: Self = Self {
+        index: FIRST,
+        count: 1,
+        hash: KeyedState::new((0, 0)),
+    };
+
+    /// This worker's part of a limit that is for all of them together; at least one.
+    #[must_use]
+    pub const fn part(self, limit: usize) -> usize {
+        let part = limit / self.count;
+        if part == 0 { 1 } else { part }
+    }
+
+    pub(super) const fn is_first(self) -> bool {
+        self.index == FIRST
+    }
+
+    const fn is_alone(self) -> bool {
+        self.count == 1
+    }
+
+    fn home(self, of: impl std::hash::Hash) -> usize {
+        // The remainder is smaller than a `usize`.
+        let hash = usize::try_from(self.hash.hash_one(of) >> 33).unwrap_or(0);
+        hash % self.count
+    }
+
+    /// The worker of a guest's UDP port.
+    #[must_use]
+    pub fn of_port(self, guest: SocketAddr) -> usize {
+        self.home(guest)
+    }
+
+    /// The worker of a published port's client, by the endpoints that the guest sees.
+    #[must_use]
+    pub fn of_client(self, guest: SocketAddr, seen: SocketAddr) -> usize {
+        self.home((guest, seen))
+    }
+}
+
+/// Who is to look at a frame that is not this worker's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// That worker.
+    Worker(usize),
+    /// The others in turn: one of them may have the flow.
+    Others,
+}
+
+/// What one worker hands to another.
+pub enum Handed<H: Host> {
+    /// A frame of the guest's.
+    Frame {
+        /// The frame.
+        bytes: Vec<u8>,
+        /// What the link said of it.
+        meta: RxMeta,
+        /// How many workers have looked at it.
+        seen: usize,
+    },
+    /// Where a guest is on the link.
+    Neighbour(IpAddr, Mac),
+    /// A client of a published TCP port, whose events nobody hears yet.
+    Client {
+        /// Its connection.
+        socket: H::Tcp,
+        /// Its endpoint.
+        client: SocketAddr,
+        /// The port it asked for.
+        rule: Publish,
+    },
+    /// A published UDP port, whose events nobody hears yet.
+    Port {
+        /// Its number.
+        id: usize,
+        /// What it is.
+        rule: Publish,
+        /// Its socket.
+        socket: H::Udp,
+    },
+    /// A published UDP port is taken back.
+    Unpublish {
+        /// Its number.
+        id: usize,
+    },
+}
+
+/// A worker's side of the sharing.
+pub(super) struct Share<H: Host> {
+    pub(super) place: Place,
+    /// Workers that have looked at the frame in hand before.
+    seen: usize,
+    outbox: VecDeque<(usize, Handed<H>)>,
+}
+
+impl<H: Host> Share<H> {
+    pub(super) const fn new(place: Place) -> Self {
+        Self {
+            place,
+            seen: 0,
+            outbox: VecDeque::new(),
+        }
+    }
+
+    /// What is the first worker's alone, when this is another.
+    pub(super) const fn of_first(&self) -> Option<Disposition> {
+        if self.place.is_first() {
+            None
+        } else {
+            Some(Disposition::Elsewhere(Whose::Worker(FIRST)))
+        }
+    }
+
+    /// What belongs to no flow here, while others have not looked at it.
+    pub(super) const fn of_others(&self) -> Option<Disposition> {
+        if self.seen + 1 < self.place.count {
+            Some(Disposition::Elsewhere(Whose::Others))
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn hand(&mut self, to: usize, handed: Handed<H>) {
+        self.outbox.push_back((to, handed));
+    }
+
+    fn hand_frame(&mut self, whose: Whose, bytes: Vec<u8>, meta: RxMeta) {
+        let to = match whose {
+            Whose::Worker(index) => index,
+            Whose::Others => (self.place.index + 1) % self.place.count,
+        };
+        let seen = self.seen + 1;
+        self.hand(to, Handed::Frame { bytes, meta, seen });
+    }
+}
+
+impl<H: Host> Stack<H> {
+    /// A datagram of the guest's port to `remote`, when it is another's.
+    pub(super) fn port_elsewhere(
+        &self,
+        guest: SocketAddr,
+        remote: SocketAddr,
+    ) -> Option<Disposition> {
+        let place = self.share.place;
+        if place.is_alone() {
+            return None;
+        }
+        if mapping::is_for_resolver(&self.config, remote) {
+            return self.share.of_first();
+        }
+        let home = place.of_port(guest);
+        (home != place.index).then_some(Disposition::Elsewhere(Whose::Worker(home)))
+    }
+
+    /// A segment to `remote` of no connection here, when it may be another's.
+    pub(super) fn segment_elsewhere(
+        &self,
+        remote: SocketAddr,
+        is_connect: bool,
+    ) -> Option<Disposition> {
+        if mapping::is_for_resolver(&self.config, remote) {
+            self.share.of_first()
+        } else if is_connect {
+            None
+        } else {
+            self.share.of_others()
+        }
+    }
+
+    /// What is for another worker, and which; ask until there is nothing.
+    pub fn next_handed(&mut self) -> Option<(usize, Handed<H>)> {
+        self.share.outbox.pop_front()
+    }
+
+    /// Takes what another worker has handed over.
+    pub fn handle_handed(&mut self, turn: &mut Turn<'_, H>, handed: Handed<H>) {
+        match handed {
+            Handed::Frame { bytes, meta, seen } => {
+                self.share.seen = seen;
+                self.handle_frame(turn, &bytes, meta);
+                self.share.seen = 0;
+            }
+            Handed::Neighbour(addr, mac) => {
+                self.neighbours.note(addr, mac);
+            }
+            Handed::Client {
+                socket,
+                client,
+                rule,
+            } => self.take_client(turn, socket, client, rule),
+            Handed::Port { id, rule, socket } => self.take_port(turn.host, id, rule, socket),
+            Handed::Unpublish { id } => {
+                self.unpublish(id);
+            }
+        }
+    }
+
+    /// Takes back what another worker has no room for: it is busy, so frames are lost as on any wire, and
+    /// clients are served here.
+    pub fn handle_refused(&mut self, turn: &mut Turn<'_, H>, handed: Handed<H>) {
+        match handed {
+            Handed::Frame { .. } => self.counters.lose_handed(),
+            Handed::Neighbour(..) => {}
+            Handed::Client { .. } => self.handle_handed(turn, handed),
+            Handed::Port { rule, .. } => {
+                tracing::warn!(port = %rule.host, "no worker serves the published port");
+            }
+            Handed::Unpublish { .. } => {}
+        }
+    }
+
+    /// Hands a frame on, if it is another's.
+    pub(super) fn hand_on(&mut self, disposition: Disposition, bytes: &[u8], meta: RxMeta) {
+        if let Disposition::Elsewhere(whose) = disposition {
+            self.share.hand_frame(whose, bytes.to_vec(), meta);
+        }
+        if self.share.place.is_alone() {
+            self.neighbours.forget_news();
+            return;
+        }
+        let Place { index, count, .. } = self.share.place;
+        for (addr, mac) in self.neighbours.take_news() {
+            for other in (0..count).filter(|other| *other != index) {
+                self.share.hand(other, Handed::Neighbour(addr, mac));
+            }
+        }
+    }
+
+    /// Hands a packet on that was put together here, if it is another's; it went on then.
+    pub(super) fn hand_whole(
+        &mut self,
+        disposition: Disposition,
+        original: &Original<'_>,
+        whole: &[u8],
+    ) -> Disposition {
+        let Disposition::Elsewhere(whose) = disposition else {
+            return disposition;
+        };
+        let mut frame = vec![0; HEADER + whole.len()];
+        let ipv6 = original.src.is_ipv6();
+        emit::ethernet_ip(&mut frame, original.wire, ipv6).copy_from_slice(whole);
+        let meta = RxMeta::plain(original.wire.link);
+        self.share.hand_frame(whose, frame, meta);
+        Disposition::Forwarded
+    }
+}

@@ -1,0 +1,127 @@
+//! The workers beside the first: a thread each, with a loop of its own.
+//!
+//! Comes in: how to make a loop, and the last step before packets flow. Goes out: word of a worker that has
+//! ended, which is the end of all: its flows can't be served any more. Threads are started once
+//! everything is given up that can be given up before, since what they inherit nobody can give up for them.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc as answers;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+
+use crate::event_loop::{Ended, EventLoop};
+use crate::link::Link;
+
+/// The runtime of one worker, the first included.
+///
+/// # Errors
+/// When no descriptors are left.
+pub fn runtime() -> Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("starting the runtime")
+}
+
+/// All workers but the first.
+pub struct Crew {
+    ended: mpsc::Receiver<io::Result<Ended>>,
+    /// How they say that they have; keeps it open where there are none.
+    end: mpsc::Sender<io::Result<Ended>>,
+}
+
+impl Default for Crew {
+    fn default() -> Self {
+        // The first to end is the end of all.
+        let (end, ended) = mpsc::channel(1);
+        Self { ended, end }
+    }
+}
+
+impl Crew {
+    /// Starts a worker with a name; returns when it is ready to carry packets. `prepare` is called in its thread
+    /// and may make what belongs there; `confine` after that, as the last step.
+    ///
+    /// # Errors
+    /// What `prepare` and `confine` report; when no thread can be started.
+    pub fn start<L: Link>(
+        &self,
+        name: String,
+        prepare: impl FnOnce() -> Result<EventLoop<L>> + Send + 'static,
+        confine: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let (answer, answered) = answers::channel();
+        let end = self.end.clone();
+        let work = move || {
+            let made = make(prepare).and_then(|made| confine().map(|()| made));
+            let (runtime, event_loop) = match made {
+                Ok(made) => made,
+                Err(error) => {
+                    let _ = answer.send(Err(error));
+                    return;
+                }
+            };
+            let _ = answer.send(Ok(()));
+            // Whatever state a panic leaves behind is not looked at again.
+            let run = AssertUnwindSafe(|| runtime.block_on(event_loop.run()));
+            let ended = catch_unwind(run).unwrap_or_else(|panic| Err(told(&*panic)));
+            let _ = end.try_send(ended);
+            // What a thread does at its end the filter has no calls for; the process ends soon.
+            loop {
+                thread::park();
+            }
+        };
+        let builder = thread::Builder::new().name(name);
+        builder.spawn(work).context("starting a thread")?;
+        answered.recv().context("a worker ended early")?
+    }
+
+    /// Waits until a worker has ended; for ever where there are none.
+    ///
+    /// # Errors
+    /// Why it could not go on.
+    pub async fn ended(&mut self) -> io::Result<Ended> {
+        match self.ended.recv().await {
+            Some(ended) => ended,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A loop, and the runtime that it was made in.
+fn make<L: Link>(
+    prepare: impl FnOnce() -> Result<EventLoop<L>>,
+) -> Result<(Runtime, EventLoop<L>)> {
+    let runtime = runtime()?;
+    let inside = runtime.enter();
+    let event_loop = prepare()?;
+    drop(inside);
+    Ok((runtime, event_loop))
+}
+
+/// What a panic said.
+fn told(panic: &(dyn Any + Send)) -> io::Error {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    io::Error::other(anyhow!("a worker panicked: {}", text.unwrap_or("?")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::seqpacket::SeqpacketLink;
+
+    #[test]
+    fn a_worker_that_can_not_begin_says_why() {
+        let crew = Crew::default();
+        let nothing = || Err::<EventLoop<SeqpacketLink>, _>(anyhow!("no luck"));
+        let failed = crew.start("worker".into(), nothing, || Ok(()));
+        assert_eq!(failed.unwrap_err().to_string(), "no luck");
+    }
+}
