@@ -3,8 +3,8 @@
 //!
 //! `TAPGATE_TEST_CONNECTIONS` is how many connections are opened; the default keeps the suite short,
 //! 50000 is what the issue promises. Each takes two descriptors of the test's and one of tapgate's: where
-//! the hard limit on them is lower (`ulimit -Hn`), raise it first. Every 10,000 connections have a server's port
-//! of their own, since a guest has some 28,000 ports for each.
+//! the hard limit on them is lower (`ulimit -Hn`), raise it first, or see `python3 benches/report vm`. Every
+//! 10,000 connections have a server's port of their own, since a guest has some 28,000 ports for each.
 
 #![allow(
     clippy::unwrap_used,

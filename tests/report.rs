@@ -155,8 +155,8 @@ fn every_set_is_measured_and_nothing_fails() {
         latency protocol=udp p50_us p99_us per_s
         rates connections_per_s operations_per_s
         datagrams size sent_per_s echoed_per_s
-        idle connections=5 opened resident_kb kb_per_connection
-        idle connections=10 opened=10 alive=10 resident_kb kb_per_connection wait_s
+        idle connections=5 opened resident_kb anonymous_kb kb_per_connection
+        idle connections=10 opened=10 alive=10 resident_kb anonymous_kb kb_per_connection wait_s
         idle block=5 opened_per_s
         idle block=10 opened_per_s
         start ready_ms resident_kb";
@@ -298,6 +298,8 @@ fn ratios_that_differ_by_more_than_a_fifth_are_found() {
 #[test]
 fn bad_input_is_told_in_a_line() {
     let finished = run(&mut report(&["measure", "--load", "/no/such/load"]));
+    finished.assert_runtime_error("--load");
+    let finished = run(&mut report(&["vm", "--load", "/no/such/load"]));
     finished.assert_runtime_error("--load");
     let finished = run(&mut report(&["measure", "--mtus", "1500,576"]));
     assert_eq!(finished.code(), 2, "{finished:?}");

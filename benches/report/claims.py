@@ -60,32 +60,34 @@ def absolute(of_set, metric, factor=1, worst=None, **where):
     return figure
 
 
-def most_idle(of_record):
+def most_idle(of_set, of_record):
     """Something about the record with the most idle connections that tapgate came to, of each round."""
     def figure(data):
-        found = [of_record(record) for record in last_of_rounds(data, "connections")]
+        found = [of_record(record) for record in last_of_rounds(data, of_set, "connections")]
         found = [value for value in found if value is not None]
         return (statistics.median(found), min(found), max(found)) if found else None
     return figure
 
 
-def last_of_rounds(data, key):
-    """tapgate's idle record with the largest value of a key, of each round."""
+def last_of_rounds(data, of_set, key):
+    """tapgate's record of a set of idle connections with the largest value of a key, of each round."""
     last = {}
     for record in data.records:
         before = last.get(record["round"], {}).get(key, 0)
-        if (record["set"], record["kind"]) == ("idle", "tapgate") and record.get(key, 0) > before:
+        if (record["set"], record["kind"]) == (of_set, "tapgate") and record.get(key, 0) > before:
             last[record["round"]] = record
     return list(last.values())
 
 
-def opening_rate(data):
+def opening_rate(of_set):
     """The last block's rate over the first's, of each round."""
-    blocks = data.axis("idle", "block")
-    first = data.values("idle", "tapgate", "opened_per_s", block=blocks[0]) if blocks else {}
-    last = {record["round"]: record["opened_per_s"] for record in last_of_rounds(data, "block")
-            if record["block"] > blocks[0]}
-    return ratio(last, first)
+    def figure(data):
+        blocks = data.axis(of_set, "block")
+        first = data.values(of_set, "tapgate", "opened_per_s", block=blocks[0]) if blocks else {}
+        last = {record["round"]: record["opened_per_s"] for record in last_of_rounds(data, of_set, "block")
+                if record["block"] > blocks[0]}
+        return ratio(last, first)
+    return figure
 
 
 def alive(record):
@@ -112,6 +114,15 @@ def published(mtu):
     ]
 
 
+def idle_connections(of_set, where):
+    return [
+        Claim(f"memory of an idle connection{where}, at the number where it is most", of_set,
+              absolute(of_set, "kb_per_connection", worst=("connections", max)), 4, at_most=True, unit=" kB"),
+        Claim(f"idle connections alive after the wait{where}", of_set, most_idle(of_set, alive), 100, unit=" %"),
+        Claim(f"rate of the last block opened over the first's{where}", of_set, opening_rate(of_set), 0.5),
+    ]
+
+
 CLAIMS = [
     Claim("MTU 1500 over slirp4netns, up", "mtu", against("mtu", "gbit_per_s", ("slirp4netns",), way="up", **SMALL), 25),
     Claim("MTU 1500 over slirp4netns, down", "mtu", against("mtu", "gbit_per_s", ("slirp4netns",), way="down", **SMALL), 10),
@@ -134,9 +145,8 @@ CLAIMS = [
                1.1, where=LARGE, at_most=True),
     Claim("from start to ready", "start", absolute("start", "ready_ms"), 10, at_most=True, unit=" ms"),
     Claim("resident at rest", "start", absolute("start", "resident_kb", 1 / 1000), 8, at_most=True, unit=" MB"),
-    Claim("memory of an idle connection, at the number where it is most", "idle",
-          absolute("idle", "kb_per_connection", worst=("connections", max)), 4, at_most=True, unit=" kB"),
-    Claim("idle connections opened, each with an echo", "idle", most_idle(lambda record: record["opened"]), 50_000, unit=""),
-    Claim("of them alive after the wait", "idle", most_idle(alive), 100, unit=" %"),
-    Claim("rate of the last block opened over the first's", "idle", opening_rate, 0.5),
+    *idle_connections("idle", ""),
+    Claim("idle connections opened in a virtual machine, each with an echo", "crowd",
+          most_idle("crowd", lambda record: record["opened"]), 50_000, unit=""),
+    *idle_connections("crowd", " in a virtual machine"),
 ]

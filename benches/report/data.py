@@ -78,14 +78,19 @@ def read(path):
 
 
 class Data:
-    """The records of a file, by where they were taken."""
+    """The records of one file or several, by where they were taken."""
 
     def __init__(self, content):
         self.runs, self.records = content["runs"], content["records"]
 
     @classmethod
-    def load(cls, path):
-        return cls(read(path))
+    def load(cls, *paths):
+        """All of several files, whose sets are not the same; the runs are counted on."""
+        runs, records = [], []
+        for content in map(read, paths):
+            records += [{**record, "run": record["run"] + len(runs)} for record in content["records"]]
+            runs += content["runs"]
+        return cls({"runs": runs, "records": records})
 
     def kinds(self, of_set):
         """The kinds that a set was measured for, in the order of the runs."""

@@ -1,5 +1,8 @@
 """`draw`: makes the plots, and fills the generated parts of the document.
 
+What was taken in a virtual machine lies in a file of its own beside the data (`vm.json`), so that neither
+run touches what the other took.
+
 A part of the document between `<!-- measured: NAME -->` and `<!-- end of measured -->` is written anew;
 the prose around it is left alone. Every part that there is must have its place, and every place its part.
 """
@@ -17,7 +20,8 @@ PART = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of measured -->)", 
 
 def main(options):
     """The whole of `draw`; gives the exit status."""
-    data = Data.load(options.data)
+    crowd = options.crowd or os.path.join(os.path.dirname(os.path.abspath(options.data)), "vm.json")
+    data = Data.load(options.data, *([crowd] if options.crowd or os.path.exists(crowd) else []))
     plots = all_plots(data)
     folder = os.path.splitext(options.document)[0]
     os.makedirs(folder, exist_ok=True)

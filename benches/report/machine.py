@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 
 REPOSITORY = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
@@ -19,14 +20,18 @@ def facts(programs, world):
             "kernel": platform.release(), "architecture": platform.machine(), "cores": os.cpu_count(),
             "processor": processor(), "memory_mb": memory_mb(), "congestion_control": world.congestion_control(),
         },
-        "versions": {
-            "tapgate": said_by(programs["tapgate"], "--version").split("\n")[0] or None,
-            "iperf3": said_by(programs["iperf3"], "--version").split("\n")[0] or None,
-            "slirp4netns": slirp4netns(said_by(programs["slirp4netns"], "--version")),
-            "pasta": pasta(programs["pasta"]),
-        },
+        "versions": versions(programs),
         "commit": commit(),
         "binary_sha256": digest(programs["tapgate"]),
+    }
+
+
+def versions(programs):
+    return {
+        "tapgate": said_by(programs["tapgate"], "--version").split("\n")[0] or None,
+        "iperf3": said_by(programs["iperf3"], "--version").split("\n")[0] or None,
+        "slirp4netns": slirp4netns(said_by(programs["slirp4netns"], "--version")),
+        "pasta": pasta(programs["pasta"]),
     }
 
 
@@ -50,7 +55,7 @@ def slirp4netns(said):
 def pasta(program):
     """pasta's own word, or the distribution's where it does not know."""
     said = said_by(program, "--version").split("\n")[0].replace("pasta ", "")
-    if "unknown" in said:
+    if "unknown" in said and shutil.which("dpkg-query"):
         package = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "passt"], capture_output=True, text=True)
         said = f"Debian's passt {package.stdout}" if package.returncode == 0 else said
     return said or None

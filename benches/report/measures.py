@@ -110,6 +110,7 @@ def watch_idle(lab, stack, client, at_rest):
         resident = stack.resident_kb()
         if resident is not None and found["opened"]:
             record["resident_kb"] = resident
+            record["anonymous_kb"] = stack.resident_kb("RssAnon")
             record["kb_per_connection"] = (resident - at_rest) / found["opened"]
         last = number == settings["connections"][-1] or found["failed"]
         # Without a stack in between there is nobody who could give a connection up.

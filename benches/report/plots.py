@@ -17,7 +17,8 @@ def shown(kind):
 def all_plots(data):
     """`{name: Picture}`, of the sets that were measured."""
     plots = {"mtu": mtu, "processor": processor, "streams": streams, "publish": publish, "latency": latency,
-             "rates": rates, "datagrams": datagrams, "idle": idle, "opening": opening, "start": start}
+             "rates": rates, "datagrams": datagrams, "idle": idle, "opening": opening, "crowd": crowd,
+             "crowd_opening": crowd_opening, "start": start}
     found = {name: plot(data) for name, plot in plots.items()}
     return {name: picture for name, picture in found.items() if picture.panels}
 
@@ -109,24 +110,32 @@ def datagrams(data):
     return picture
 
 
-def idle(data):
-    picture = Picture("Memory by number of idle connections", 2)
-    if data.axis("idle", "connections"):
-        series = lines(data, "idle", "resident_kb", "connections")
+def idle(data, of_set="idle", where=""):
+    picture = Picture(f"Memory by number of idle connections{where}", 2)
+    if data.axis(of_set, "connections"):
+        series = lines(data, of_set, "resident_kb", "connections")
         for one in series:
             one.points = [(x, *(value / 1000 for value in rest)) for x, *rest in one.points]
         picture.add(LinePanel("all of it", ("connections", "resident, MB"), series))
-        series = lines(data, "idle", "kb_per_connection", "connections")
+        series = lines(data, of_set, "kb_per_connection", "connections")
         picture.add(LinePanel("for each connection, less what is held at rest", ("connections", "kB"), series))
     return picture
 
 
-def opening(data):
-    picture = Picture("Connections opened one after the other, by how many are open", 1)
-    if data.axis("idle", "block"):
-        series = lines(data, "idle", "opened_per_s", "block")
+def opening(data, of_set="idle", where=""):
+    picture = Picture(f"Connections opened one after the other, by how many are open{where}", 1)
+    if data.axis(of_set, "block"):
+        series = lines(data, of_set, "opened_per_s", "block")
         picture.add(LinePanel("each with a byte there and back", ("connections open", "opened a second"), series, (False, True)))
     return picture
+
+
+def crowd(data):
+    return idle(data, "crowd", ", in a virtual machine")
+
+
+def crowd_opening(data):
+    return opening(data, "crowd", ", in a virtual machine")
 
 
 def start(data):

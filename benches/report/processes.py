@@ -204,13 +204,16 @@ def processor_seconds(pids):
     return total / 1e9
 
 
-def resident_kb(pids):
-    """Resident memory in kB of 1,000 bytes, a page that two processes share counted twice."""
+def resident_kb(pids, what="VmRSS"):
+    """Resident memory in kB of 1,000 bytes, a page that two processes share counted twice.
+
+    With `RssAnon` without what is of a file, such as a program's own text.
+    """
     total = 0
     for pid in pids:
         try:
             with open(f"/proc/{pid}/status") as file:
-                found = re.search(r"VmRSS:\s+(\d+)", file.read())
+                found = re.search(what + r":\s+(\d+)", file.read())
                 total += int(found.group(1)) if found else 0
         except OSError:
             continue

@@ -55,8 +55,8 @@ class Stack:
     def processor_seconds(self):
         return processor_seconds(self.processes()) if self.processes() else None
 
-    def resident_kb(self):
-        return resident_kb(self.processes()) if self.processes() else None
+    def resident_kb(self, what="VmRSS"):
+        return resident_kb(self.processes(), what) if self.processes() else None
 
     def end(self):
         """Ends the stack and its namespace; a second time does nothing."""

@@ -12,10 +12,11 @@ from svg import number, tick_text
 def blocks(data, plots, folder):
     """`{name: Markdown}`; the pictures lie by their names in the folder beside the document."""
     tables = {"mtu": mtu, "processor": processor, "streams": streams, "publish": publish, "latency": latency,
-              "rates": rates, "datagrams": datagrams, "idle": idle, "opening": opening, "start": start}
+              "rates": rates, "datagrams": datagrams, "idle": idle, "opening": opening, "crowd": crowd,
+              "crowd_opening": crowd_opening, "start": start}
     found = {"machine": machine(data), "claims": claims(data), "options": options(data)}
     for name, table in tables.items():
-        of_set = {"processor": "mtu", "opening": "idle"}.get(name, name)
+        of_set = {"processor": "mtu", "opening": "idle", "crowd_opening": "crowd"}.get(name, name)
         parts = [f"![{plots[name].title}]({folder}/{name}.svg)"] if name in plots else []
         parts += [part for part in table(data) if part]
         parts += [failures(data, of_set), command(data, of_set)]
@@ -34,7 +35,7 @@ def machine(data):
             "date": run["date"], "kernel": f"Linux {place['kernel']}, {place['architecture']}",
             "processor": f"{place['processor']}, {place['cores']} cores", "memory": f"{number(place['memory_mb'] / 1024)} GiB",
             "TCP congestion control": place["congestion_control"],
-            "rounds": f"{run['settings']['rounds']}, of {run['settings']['seconds']:g} s a measurement",
+            "rounds": rounds(run["settings"]),
             "tapgate": f"{version['tapgate']}, commit {run['commit']}, binary {run['binary_sha256']}",
             "slirp4netns": version["slirp4netns"], "pasta": version["pasta"], "iperf3": version["iperf3"],
             "left out": "; ".join(f"{kind} ({why})" for kind, why in run["skipped"].items()) or "nothing",
@@ -45,6 +46,12 @@ def machine(data):
     heads = ["| | " + " | ".join(f"run {index + 1}" for index in range(len(data.runs))) + " |",
              "|---" * (len(data.runs) + 1) + "|"]
     return "\n".join(heads + [f"| {name} | " + " | ".join(values) + " |" for name, values in rows.items()])
+
+
+def rounds(settings):
+    """How often, and how long where a measurement lasts as long as it is told."""
+    length = f", of {settings['seconds']:g} s a measurement" if "seconds" in settings else ""
+    return f"{settings['rounds']}{length}"
 
 
 def claims(data):
@@ -91,7 +98,8 @@ def command(data, of_set):
 
 def repeated(data, of_set):
     """The command line that takes a set again as it was taken."""
-    return f"{data.run(of_set)['command']} --sets {of_set}"
+    run = data.run(of_set)
+    return run["command"] if run.get("sets") == [of_set] else f"{run['command']} --sets {of_set}"
 
 
 def failures(data, of_set):
@@ -179,21 +187,30 @@ def datagrams(data):
             table(data, "datagrams", "sent_per_s", rows, "bytes; sent a second")]
 
 
-def idle(data):
-    rows = [(tick_text(many), {"connections": many}) for many in data.axis("idle", "connections")]
-    wait = data.run("idle")["settings"]["wait"] if data.run("idle") else 0
-    return [grown(data, "idle", "resident_kb", rows, "connections; resident, kB"),
-            grown(data, "idle", "kb_per_connection", rows, "connections; kB for each, less what is held at rest"),
-            table(data, "idle", "opened", rows, "connections asked for; opened"),
-            table(data, "idle", "alive", rows, f"connections asked for; echo again after {wait:g} s")]
+def idle(data, of_set="idle"):
+    rows = [(tick_text(many), {"connections": many}) for many in data.axis(of_set, "connections")]
+    wait = data.run(of_set)["settings"]["wait"] if data.run(of_set) else 0
+    return [grown(data, of_set, "resident_kb", rows, "connections; resident, kB"),
+            table(data, of_set, "anonymous_kb", rows, "connections; of it not of a file, kB"),
+            grown(data, of_set, "kb_per_connection", rows, "connections; kB for each, less what is held at rest"),
+            table(data, of_set, "opened", rows, "connections asked for; opened"),
+            table(data, of_set, "alive", rows, f"connections asked for; echo again after {wait:g} s")]
 
 
-def opening(data):
-    every = data.axis("idle", "block")
+def opening(data, of_set="idle"):
+    every = data.axis(of_set, "block")
     # A table of fifty rows says less than its ends and its quarters; the plot has all.
     chosen = sorted({every[len(every) * part // 4 - (part > 0)] for part in range(5)}) if every else []
     rows = [(tick_text(block), {"block": block}) for block in chosen]
-    return [grown(data, "idle", "opened_per_s", rows, "connections open; opened a second")] if rows else []
+    return [grown(data, of_set, "opened_per_s", rows, "connections open; opened a second")] if rows else []
+
+
+def crowd(data):
+    return idle(data, "crowd")
+
+
+def crowd_opening(data):
+    return opening(data, "crowd")
 
 
 def start(data):
