@@ -119,15 +119,23 @@ def watch_idle(lab, stack, client, at_rest):
             time.sleep(settings["wait"])
         client.stdin.write("\n")
         client.stdin.flush()
-        if last:
-            record["alive"] = json.loads(lines.next(120))["alive"]
         if found["failed"]:
             record["note"] = found["failed"]
+        if last:
+            ask_who_is_alive(lines, settings["open_limit"], record)
         yield record
         if last:
             break
     for index, rate in enumerate(found["block_per_s"]):
         yield {"block": (index + 1) * settings["block"], "opened_per_s": rate}
+
+
+def ask_who_is_alive(lines, limit, record):
+    """A stack that has grown slow may not get there; what it did until then is a figure all the same."""
+    try:
+        record["alive"] = json.loads(lines.next(limit))["alive"]
+    except Failed as failure:
+        record["note"] = "; ".join(filter(None, (record.get("note"), f"to echo again: {failure}")))
 
 
 def take_start(lab, stack, point):
