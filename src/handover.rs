@@ -33,7 +33,7 @@ pub struct Handover<H: Host> {
 
 fn cost<H: Host>(handed: &Handed<H>) -> usize {
     match handed {
-        Handed::Frame { bytes, .. } => OVERHEAD + bytes.len(),
+        Handed::Frame { bytes, .. } | Handed::Whole { bytes, .. } => OVERHEAD + bytes.len(),
         Handed::Neighbour(..)
         | Handed::Client { .. }
         | Handed::Port { .. }
@@ -44,7 +44,10 @@ fn cost<H: Host>(handed: &Handed<H>) -> usize {
 /// What can be done without, or by whoever has it.
 fn may_be_refused<H: Host>(handed: &Handed<H>) -> bool {
     match handed {
-        Handed::Frame { .. } | Handed::Neighbour(..) | Handed::Client { .. } => true,
+        Handed::Frame { .. }
+        | Handed::Whole { .. }
+        | Handed::Neighbour(..)
+        | Handed::Client { .. } => true,
         Handed::Port { .. } | Handed::Unpublish { .. } => false,
     }
 }

@@ -81,7 +81,13 @@ pub fn make_tap(plan: &TapPlan) -> Result<Vec<OwnedFd>, SetupError> {
     let taps = opened.collect::<Result<_, _>>();
     let taps = taps.step(|| match std::fs::metadata("/dev/net/tun") {
         Ok(_) => {
-            format!("opening the tap '{name}' (is it in use, or /dev/net/tun closed to you?)")
+            let queues = match plan.queues {
+                1 => "",
+                _ => "made without multi_queue, which --workers needs, ",
+            };
+            format!(
+                "opening the tap '{name}' (is it in use, {queues}or /dev/net/tun closed to you?)"
+            )
         }
         Err(_) => "opening /dev/net/tun (load the tun module, or add the device)".into(),
     })?;

@@ -92,7 +92,7 @@ impl<H: Host> Stack<H> {
                     Ok(ip) if is_discovery(&ip) => Disposition::Dropped(DropReason::NdpIgnored),
                     Ok(ip) => {
                         let disposition = self.guest_datagram(turn, &ip);
-                        self.hand_whole(disposition, &Original::of(&ip), &whole)
+                        self.hand_whole(disposition, ip.wire, whole)
                     }
                     Err(reason) => Disposition::Dropped(reason),
                 }
@@ -132,7 +132,7 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    fn guest_datagram(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
+    pub(super) fn guest_datagram(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>) -> Disposition {
         // RFC 1122 3.2.2, RFC 4443 2.4 e: what was sent to all on the link is not answered by errors.
         let to_all = ip.wire.dst.is_group() || mapping::is_forbidden(&self.config, ip.dst);
         let to_gateway = self.config.plan.is_gateway_side(ip.dst);

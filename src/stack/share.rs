@@ -19,14 +19,10 @@ use crate::config::Publish;
 use crate::flow::Turn;
 use crate::flow::key::KeyedState;
 use crate::host::Host;
-use crate::net::{Mac, emit};
+use crate::net::{Mac, Wire, parse};
 
 use super::counters::Disposition;
-use super::guest::Original;
 use super::{Stack, mapping};
-
-/// Room in front of a packet for its Ethernet header.
-const HEADER: usize = crate::buf::ETHERNET_HEADER;
 
 /// The worker that has what there is once.
 const FIRST: usize = 0;
@@ -104,6 +100,15 @@ pub enum Handed<H: Host> {
         /// How many workers have looked at it.
         seen: usize,
     },
+    /// A packet of the guest's that came in fragments.
+    Whole {
+        /// The packet, put together.
+        bytes: Vec<u8>,
+        /// The way that it came.
+        wire: Wire,
+        /// How many workers have looked at it.
+        seen: usize,
+    },
     /// Where a guest is on the link.
     Neighbour(IpAddr, Mac),
     /// A client of a published TCP port, whose events nobody hears yet.
@@ -170,13 +175,13 @@ impl<H: Host> Share<H> {
         self.outbox.push_back((to, handed));
     }
 
-    fn hand_frame(&mut self, whose: Whose, bytes: Vec<u8>, meta: RxMeta) {
+    /// Who is to look at the frame in hand next, and how many have then.
+    const fn next(&self, whose: Whose) -> (usize, usize) {
         let to = match whose {
             Whose::Worker(index) => index,
             Whose::Others => (self.place.index + 1) % self.place.count,
         };
-        let seen = self.seen + 1;
-        self.hand(to, Handed::Frame { bytes, meta, seen });
+        (to, self.seen + 1)
     }
 }
 
@@ -226,6 +231,11 @@ impl<H: Host> Stack<H> {
                 self.handle_frame(turn, &bytes, meta);
                 self.share.seen = 0;
             }
+            Handed::Whole { bytes, wire, seen } => {
+                self.share.seen = seen;
+                self.handle_whole(turn, wire, bytes);
+                self.share.seen = 0;
+            }
             Handed::Neighbour(addr, mac) => {
                 self.neighbours.note(addr, mac);
             }
@@ -245,7 +255,7 @@ impl<H: Host> Stack<H> {
     /// clients are served here.
     pub fn handle_refused(&mut self, turn: &mut Turn<'_, H>, handed: Handed<H>) {
         match handed {
-            Handed::Frame { .. } => self.counters.lose_handed(),
+            Handed::Frame { .. } | Handed::Whole { .. } => self.counters.lose_handed(),
             Handed::Neighbour(..) => {}
             Handed::Client { .. } => self.handle_handed(turn, handed),
             Handed::Port { rule, .. } => {
@@ -258,7 +268,9 @@ impl<H: Host> Stack<H> {
     /// Hands a frame on, if it is another's.
     pub(super) fn hand_on(&mut self, disposition: Disposition, bytes: &[u8], meta: RxMeta) {
         if let Disposition::Elsewhere(whose) = disposition {
-            self.share.hand_frame(whose, bytes.to_vec(), meta);
+            let (to, seen) = self.share.next(whose);
+            let bytes = bytes.to_vec();
+            self.share.hand(to, Handed::Frame { bytes, meta, seen });
         }
         if self.share.place.is_alone() {
             self.neighbours.forget_news();
@@ -272,21 +284,30 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    /// Hands a packet on that was put together here, if it is another's; it went on then.
+    /// Hands a packet on that was put together out of fragments, if it is another's; it went on then.
     pub(super) fn hand_whole(
         &mut self,
         disposition: Disposition,
-        original: &Original<'_>,
-        whole: &[u8],
+        wire: Wire,
+        whole: Vec<u8>,
     ) -> Disposition {
         let Disposition::Elsewhere(whose) = disposition else {
             return disposition;
         };
-        let mut frame = vec![0; HEADER + whole.len()];
-        let ipv6 = original.src.is_ipv6();
-        emit::ethernet_ip(&mut frame, original.wire, ipv6).copy_from_slice(whole);
-        let meta = RxMeta::plain(original.wire.link);
-        self.share.hand_frame(whose, frame, meta);
+        let (to, seen) = self.share.next(whose);
+        let bytes = whole;
+        self.share.hand(to, Handed::Whole { bytes, wire, seen });
         Disposition::Forwarded
+    }
+
+    /// A packet that another worker has put together out of fragments.
+    fn handle_whole(&mut self, turn: &mut Turn<'_, H>, wire: Wire, bytes: Vec<u8>) {
+        let len = bytes.len();
+        let disposition = match parse::reassembled(&bytes, wire) {
+            Ok(ip) => self.guest_datagram(turn, &ip),
+            Err(reason) => Disposition::Dropped(reason),
+        };
+        let disposition = self.hand_whole(disposition, wire, bytes);
+        self.counters.count(disposition, len);
     }
 }

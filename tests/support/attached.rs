@@ -15,7 +15,7 @@ use nix::unistd::pipe2;
 use super::guest::Guest;
 use super::process::{Finished, Running, fail};
 use super::sys::Plan;
-use super::world::{TAPGATE, World};
+use super::world::{TAPGATE, World, workers};
 
 /// tapgate serving a namespace.
 pub(crate) struct Attached {
@@ -39,7 +39,7 @@ impl Attached {
         let number = write_end.as_raw_fd().to_string();
         inherit.push(write_end);
         let mut command = world.tapgate_with(&["attach", "--ready-fd", &number], inherit);
-        command.args(arguments);
+        command.args(workers(arguments)).args(arguments);
         Self::when_ready(command, ready, Said::All)
     }
 
@@ -54,7 +54,7 @@ impl Attached {
         let mut command = world.command_with(wrapper[0], plan);
         command.args(&wrapper[1..]);
         command.args([TAPGATE, "attach", "--ready-fd", &number]);
-        command.args(arguments);
+        command.args(workers(arguments)).args(arguments);
         Self::when_ready(command, ready, Said::First)
     }
 

@@ -142,9 +142,8 @@ impl World {
         );
         let (word, options) = arguments.split_at(arguments.len().min(1));
         command.args(word);
-        // The whole suite with several workers: TAPGATE_TEST_WORKERS=2 .ci/test
-        if let (["run" | "attach"], Ok(workers)) = (word, std::env::var("TAPGATE_TEST_WORKERS")) {
-            command.args(["--workers", &workers]);
+        if word == ["run"] {
+            command.args(workers(options));
         }
         command.args(options);
         command
@@ -220,6 +219,14 @@ fn namespaces(pid: i32) -> Vec<(Arc<OwnedFd>, CloneFlags)> {
     .into_iter()
     .map(|(name, kind)| (open_namespace(pid, name), kind))
     .collect()
+}
+
+/// The option that the whole suite is run with when it is to be carried by several workers; a test that chooses
+/// for itself is left alone.
+pub(crate) fn workers(options: &[&str]) -> Option<String> {
+    let number = std::env::var("TAPGATE_TEST_WORKERS").ok()?;
+    let chosen = options.contains(&"--workers");
+    (!chosen).then(|| format!("--workers={number}"))
 }
 
 /// Opens `/proc/PID/ns/NAME`.

@@ -1,0 +1,171 @@
+//! Several workers on a real kernel, as an unprivileged user: bytes, datagrams, names and published ports are
+//! carried as by one, and each thread has given up what one gives up. Which worker does what is simulated in
+//! `sim_workers.rs`; the whole suite runs with several by `TAPGATE_TEST_WORKERS=2 .ci/test`.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also inside a helper"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+
+use support::attached::Net;
+use support::bulk::{Way, server, transfer};
+use support::dns::Resolver;
+use support::process::run;
+use support::serve;
+use support::slirp4netns::Api;
+use support::sockets::{Sockets, closed_port};
+use support::world::World;
+use support::{
+    ANY, GATEWAY, GATEWAY6, GUEST, LOOPBACK, LOOPBACK6, RESOLVER, SOON, WORLD_A, at, wait_until,
+};
+
+const MIB: u64 = 1 << 20;
+/// `CAP_NET_BIND_SERVICE` (capabilities(7)), which a test's world leaves.
+const LOW_PORTS: u64 = 1 << 10;
+
+fn net(workers: &str) -> Net {
+    Net::up(&["--workers", workers])
+}
+
+#[test]
+fn every_byte_of_many_streams_arrives_both_ways() {
+    for workers in ["2", "4"] {
+        let net = net(workers);
+        let server = server(net.world.listen(at(LOOPBACK, 0)).unwrap());
+        for way in [Way::Up, Way::Down] {
+            transfer(&net.guest, at(GATEWAY, server.port()), way, (16, 64 * MIB));
+        }
+    }
+}
+
+#[test]
+fn every_thread_gives_up_what_one_gives_up() {
+    let net = net("3");
+    let pid = net.tapgate.pid();
+    let mut names = BTreeSet::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().trim().to_owned()
+        };
+        names.insert(field("Name:"));
+        assert_eq!(field("Seccomp:"), "2", "a filter");
+        assert_eq!(field("NoNewPrivs:"), "1");
+        for powers in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
+            let held = u64::from_str_radix(&field(powers), 16).unwrap();
+            assert_eq!(held & !LOW_PORTS, 0, "{powers}");
+        }
+    }
+    let expected = ["tapgate", "tapgate-1", "tapgate-2"].map(String::from);
+    assert_eq!(names, BTreeSet::from(expected));
+}
+
+#[test]
+fn datagrams_names_and_pings_are_answered_at_every_port() {
+    let world = World::new();
+    let _resolver = Resolver::start(&world, at(LOOPBACK, 53), [198, 18, 0, 1].into());
+    let net = Net::up_in(world, &["--workers", "2"]);
+    let echo = serve::udp_echo(net.world.udp(at(LOOPBACK, 0)).unwrap());
+    let mut buffer = [0; 8000];
+    for length in [1, 1400, 6000].repeat(8) {
+        let socket = net.guest.udp_to(at(GATEWAY, echo.port())).unwrap();
+        for _ in 0..4 {
+            socket.send(&vec![7; length]).unwrap();
+            assert_eq!(socket.recv(&mut buffer).unwrap(), length);
+        }
+    }
+    // In fragments, which one worker puts together for another.
+    let echo = serve::udp_echo(net.world.udp(at(LOOPBACK6, 0)).unwrap());
+    let mut buffer = vec![0; 65_000];
+    for _ in 0..8 {
+        let socket = net.guest.udp_to(at(GATEWAY6, echo.port())).unwrap();
+        socket.send(&vec![7; 60_000]).unwrap();
+        assert_eq!(socket.recv(&mut buffer).unwrap(), 60_000);
+    }
+    let server = format!("@{RESOLVER}");
+    for how in ["+notcp", "+tcp"].repeat(4) {
+        let asked = net
+            .guest
+            .run("dig", &["+short", how, &server, "name.example"]);
+        assert_eq!(asked.output().trim(), "198.18.0.1", "{how}");
+    }
+    let gateway = GATEWAY.to_string();
+    net.guest
+        .run("ping", &["-c3", "-i0.2", "-W5", &gateway])
+        .output();
+}
+
+#[test]
+fn published_ports_are_listed_served_and_taken_back() {
+    let world = World::new();
+    let api = ["-p", "8081:81", "--api-socket", "/mnt/api.sock"];
+    let net = Net::up_in(world, &[&["--workers", "2"], &api[..]].concat());
+    let api = Api::new(&net.world, "api.sock");
+    let _tcp = serve::tcp_echo(net.guest.listen(at(GUEST, 80)).unwrap());
+    let _udp = serve::udp_echo(net.guest.udp(at(GUEST, 80)).unwrap());
+    let _joined = serve::tcp_echo(net.guest.listen(at(ANY, 81)).unwrap());
+    let ports: Vec<u16> = (0..4).map(|_| closed_port(&net.world)).collect();
+    let mut ids = Vec::new();
+    for port in &ports {
+        for proto in ["tcp", "udp"] {
+            ids.push(api.publish(proto, *port, 80));
+        }
+    }
+    assert_eq!(api.list().len(), 1 + ids.len());
+    let mut answer = [0; 4];
+    for to in ports
+        .iter()
+        .map(|port| at(WORLD_A, *port))
+        .chain([at(LOOPBACK, 8081)])
+    {
+        for _ in 0..6 {
+            let mut stream = net.world.connect(to).unwrap();
+            stream.write_all(b"ping").unwrap();
+            stream.read_exact(&mut answer).unwrap();
+        }
+    }
+    for port in &ports {
+        let client = net.world.udp_to(at(WORLD_A, *port)).unwrap();
+        client.send(b"ping").unwrap();
+        assert_eq!(client.recv(&mut answer).unwrap(), 4);
+    }
+    for id in ids {
+        api.remove(id);
+    }
+    assert_eq!(api.list().len(), 1);
+    for port in ports {
+        // The socket may be another worker's, who hears of it a moment later.
+        wait_until("the port to be free", SOON, || {
+            net.world.udp(at(WORLD_A, port)).ok()
+        });
+    }
+}
+
+#[test]
+fn tap_that_was_made_with_one_queue_is_refused_with_the_fix() {
+    let world = World::new();
+    let script = "ip tuntap add dev one0 mode tap; ip tuntap add dev many0 mode tap multi_queue";
+    let guest = support::guest::Guest::new(&world);
+    guest.run("sh", &["-ec", script]).output();
+    let pid = guest.pid().to_string();
+    let refused = run(&mut world.tapgate(&["attach", "--workers", "2", &pid, "one0"]));
+    refused.assert_runtime_error("multi_queue");
+    let _serves = support::attached::Attached::start(&world, &["--workers", "2", &pid, "many0"]);
+}
+
+#[test]
+fn number_of_workers_is_checked() {
+    let world = World::new();
+    for wrong in ["0", "9", "x"] {
+        let refused = run(&mut world.tapgate(&["run", "--workers", wrong, "--", "true"]));
+        assert_eq!(refused.code(), 2);
+        assert!(refused.stderr.contains("--workers"), "{}", refused.stderr);
+    }
+}
