@@ -122,13 +122,51 @@ fn keep_alive_probes_are_answered() {
     }
 }
 
+/// A reader that falls behind and catches up again: the window closes at odd places and opens, and the guest has
+/// no reason to send anything twice.
+#[test]
+fn slow_reader_makes_the_guest_repeat_nothing() {
+    const LENGTH: usize = 48 << 20;
+    let net = Net::up(&[]);
+    for way in WAYS {
+        let (mut guest, mut host) = connection(&net, way);
+        let writer = thread::spawn(move || {
+            guest.write_all(&vec![7; LENGTH])?;
+            guest.shutdown(Shutdown::Write)
+        });
+        let mut buffer = vec![0; 1 << 20];
+        let (mut received, mut turn) = (0, 0);
+        loop {
+            // Many little pieces, then as much as there is.
+            let size = if turn % 20_064 < 20_000 {
+                97
+            } else {
+                buffer.len()
+            };
+            turn += 1;
+            match host.read(&mut buffer[..size]).expect("it is connected") {
+                0 => break,
+                len => received += len,
+            }
+        }
+        assert_eq!(received, LENGTH);
+        writer.join().expect("no panic").expect("it is connected");
+    }
+    for counter in ["TcpExtTCPFastRetrans", "TcpExtTCPSACKDiscard"] {
+        assert_eq!(count(&net, counter), 0, "{counter}");
+    }
+}
+
 /// Probes that the guest's kernel has sent.
 fn keep_alive_probes(net: &Net) -> u64 {
-    let said = net.guest.run("nstat", &["-saz", "TcpExtTCPKeepAlive"]);
+    count(net, "TcpExtTCPKeepAlive")
+}
+
+/// A counter of the guest's kernel.
+fn count(net: &Net, counter: &str) -> u64 {
+    let said = net.guest.run("nstat", &["-saz", counter]);
     let said = said.output();
-    let mut words = said
-        .split_whitespace()
-        .skip_while(|word| *word != "TcpExtTCPKeepAlive");
+    let mut words = said.split_whitespace().skip_while(|word| *word != counter);
     let count = words.nth(1).and_then(|count| count.parse().ok());
     count.expect("nstat names the counter and its value")
 }

@@ -20,8 +20,9 @@ use crate::net::{Instant, PROTOCOL_TCP, TCP_HEADER, Wire, emit};
 /// Largest IP packet that is handed to a link for segmentation.
 const MAX_SEGMENT_PACKET: usize = 65_535;
 
-/// TCP options (RFC 9293 3.1, RFC 7323 section 3).
+/// TCP options (RFC 9293 3.1, RFC 2018 section 3, RFC 7323 section 3).
 pub(super) const MSS: u8 = 2;
+const SACK: u8 = 5;
 const TIMESTAMPS: u8 = 8;
 
 /// Distance from the start of a TCP header to its checksum field.
@@ -85,9 +86,10 @@ pub(super) struct Sent {
 
 impl Sent {
     /// The window field for an acknowledgement of `ack`, where the guest may send up to `limit` and there
-    /// is room for the window `field`; `shift` is its scale. What was promised once stands.
+    /// is room for the window `field`; `shift` is its scale. What was promised once stands: of the room a
+    /// unit is never promised, since as much may be lost to smoltcp by rounding its window down anew.
     pub(super) fn window(&mut self, ack: u32, (field, shift): (u16, u32), limit: u32) -> u16 {
-        let room = u32::from(field) << shift;
+        let room = u32::from(field.saturating_sub(u16::from(shift > 0))) << shift;
         let upto = |edge: u32| {
             let distance = edge.wrapping_sub(ack);
             if distance.cast_signed() > 0 {
@@ -336,7 +338,8 @@ fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
     let (seq, flags, field) = (word(4), tcp[13], u16::from_be_bytes([high, low]));
     let ack = word(8).wrapping_add(sent.skipped);
     let controls = flags & (tcp_flags::SYN | tcp_flags::FIN);
-    let payload = tcp.len() - usize::from(tcp[12] >> 4) * 4;
+    let header = usize::from(tcp[12] >> 4) * 4;
+    let payload = tcp.len() - header;
     let length = u32::try_from(payload).unwrap_or(u32::MAX) + controls.count_ones();
     let end = seq.wrapping_add(length);
     let is_syn = flags & tcp_flags::SYN != 0;
@@ -345,6 +348,7 @@ fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
     }
     if flags & tcp_flags::ACK != 0 {
         tcp[8..12].copy_from_slice(&ack.to_be_bytes());
+        move_blocks(&mut tcp[..header], sent.skipped);
     }
     // A SYN without acknowledgement is sent before anything is known of the guest's numbers; a RST
     // announces nothing.
@@ -378,6 +382,22 @@ fn amend(header: &mut [u8], path: &Path, now: Instant) -> LastSent {
         ack: word(8),
         window: u16::from_be_bytes([header[14], header[15]]),
         timestamps,
+    }
+}
+
+/// Moves the blocks that a header says were received out of order (RFC 2018 section 3).
+fn move_blocks(header: &mut [u8], by: u32) {
+    fn each<const LEN: usize>(header: &mut [u8], by: u32) {
+        if let Some(blocks) = option::<LEN>(header, SACK) {
+            for edge in blocks.as_chunks_mut().0 {
+                *edge = u32::from_be_bytes(*edge).wrapping_add(by).to_be_bytes();
+            }
+        }
+    }
+    if by != 0 {
+        each::<8>(header, by);
+        each::<16>(header, by);
+        each::<24>(header, by);
     }
 }
 
@@ -428,4 +448,44 @@ fn pseudo_header(packet: &[u8], ipv6: bool, length: u16) -> Sum {
         .bytes(addresses)
         .word(u16::from(PROTOCOL_TCP))
         .word(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::tcp_engine::RING;
+
+    #[test]
+    fn blocks_are_moved_and_nothing_else() {
+        let mut header = [0; 20].to_vec();
+        header.extend([1, 1, 8, 10, 9, 9, 9, 9, 9, 9, 9, 9, 1, 1, 5, 18]);
+        for edge in [10_u32, 20, u32::MAX, 3] {
+            header.extend(edge.to_be_bytes());
+        }
+        let before = header.clone();
+        move_blocks(&mut header, 0);
+        assert_eq!(header, before);
+        move_blocks(&mut header, 5);
+        let (words, _) = header[36..].as_chunks::<4>();
+        let edges: Vec<u32> = words.iter().map(|it| u32::from_be_bytes(*it)).collect();
+        assert_eq!(edges, [15, 25, 4, 8]);
+        assert_eq!(header[..36], before[..36]);
+    }
+
+    #[test]
+    fn what_was_promised_is_still_taken_when_the_window_is_rounded_anew() {
+        let (ring, shift) = (u32::try_from(RING).unwrap(), 5);
+        for start in [0, 24, u32::MAX - 100] {
+            let mut sent = Sent::default();
+            // The ring fills: nothing is taken from it, and each piece is acknowledged.
+            for came in (0..ring).step_by(1_013) {
+                let ack = u32::wrapping_add(start, came);
+                let field = u16::try_from((ring - came) >> shift).unwrap();
+                let takes = u32::from(field) << shift;
+                sent.window(ack, (field, shift), start.wrapping_add(ring));
+                let promised = sent.edge.wrapping_sub(ack);
+                assert!(promised <= takes, "{promised} of {takes} at {came}");
+            }
+        }
+    }
 }
