@@ -302,6 +302,12 @@ impl TxBatch {
         self.frames.len()
     }
 
+    /// Bytes that the frames take, with the room between them.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.used
+    }
+
     /// No frame is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {

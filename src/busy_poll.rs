@@ -3,7 +3,7 @@
 //! Comes in: how long the loop slept. Goes out: how long to look before it does so again. An answer that
 //! takes 20 us costs far more when a processor has to be woken for it: where pauses are short, looking
 //! is cheaper than sleeping. The window grows while that holds and shrinks where it does not, so a loop
-//! with little to do sleeps at once (the way of KVM's `halt_poll_ns`, Documentation/virt/kvm/halt-polling.rst).
+//! with little to do sleeps at once; the loop asks only where little was carried (the way of KVM's `halt_poll_ns`, Documentation/virt/kvm/halt-polling.rst).
 
 use std::time::Duration;
 

@@ -34,6 +34,9 @@ const TX_BYTES: usize = 256 * 1024;
 const TURN_HANDED: usize = 128;
 /// Busy turns in a row before signals and commands get a hearing.
 const BUSY_TURNS: u32 = 16;
+/// More bytes than this in a turn are bulk: whoever carries that has better use for the processor than
+/// looking for more.
+const BULK: u64 = 32 * 1024;
 /// How long to sleep when there is no deadline at all.
 const NO_DEADLINE: Duration = Duration::from_secs(3600);
 
@@ -61,6 +64,8 @@ struct Turned {
     next: Next,
     /// A frame or an event had come.
     moved: bool,
+    /// Many bytes went on.
+    bulk: bool,
 }
 
 /// What a turn could not do without.
@@ -153,10 +158,16 @@ impl<L: Link> EventLoop<L> {
         tokio::pin!(sleep);
         let mut busy = 0;
         loop {
-            let next = self
-                .turn(Look::WhenTold)
-                .and_then(|turned| self.look(turned.next));
-            let pauses = matches!(next, Ok(Next::Wait(_)));
+            let turned = self.turn(Look::WhenTold);
+            let looks = matches!(turned, Ok(turned) if !turned.bulk);
+            let next = turned.and_then(|turned| {
+                if looks {
+                    self.look(turned.next)
+                } else {
+                    Ok(turned.next)
+                }
+            });
+            let pauses = looks && matches!(next, Ok(Next::Wait(_)));
             match next {
                 Ok(Next::Again) if busy < BUSY_TURNS => {
                     busy += 1;
@@ -213,6 +224,7 @@ impl<L: Link> EventLoop<L> {
     /// When the link or the poller is gone.
     fn turn(&mut self, look: Look) -> Result<Turned, Failed> {
         let now = now(self.epoch);
+        let spliced = self.stack.counters().bytes_spliced;
         let (mut frames, mut bytes, mut more_frames) = (0, 0, true);
         while more_frames && frames < TURN_FRAMES && bytes < TURN_BYTES {
             self.rx.clear();
@@ -258,6 +270,8 @@ impl<L: Link> EventLoop<L> {
                 self.stack.handle_refused(&mut turn, refused);
             }
         }
+        let spliced = self.stack.counters().bytes_spliced - spliced;
+        let bulk = (bytes + self.tx.bytes()) as u64 + spliced > BULK;
         self.link.transmit(&mut self.tx).map_err(Failed::Link)?;
         let again = more_frames || more_events || more_flows || handed == TURN_HANDED;
         let next = if again {
@@ -265,7 +279,7 @@ impl<L: Link> EventLoop<L> {
         } else {
             Next::Wait(self.stack.poll_timeout())
         };
-        Ok(Turned { next, moved })
+        Ok(Turned { next, moved, bulk })
     }
 
     /// The runtime's time for a time of the stack.

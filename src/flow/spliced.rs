@@ -247,6 +247,15 @@ impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
         Progress::Gone
     }
 
+    /// Bytes that went on, both ways, when it was last looked after.
+    #[must_use]
+    pub const fn moved(&self) -> usize {
+        match &self.phase {
+            Phase::Open(joint) => joint.moved,
+            Phase::Opening { .. } | Phase::Gone => 0,
+        }
+    }
+
     /// No pipe was to be had: it waits for one.
     #[must_use]
     pub fn is_starved(&self) -> bool {
@@ -280,6 +289,8 @@ struct Joint<S, P> {
     /// What came from the side of the same place.
     pipes: [Option<P>; 2],
     starved: bool,
+    /// Bytes that went on when it was last looked after.
+    moved: usize,
 }
 
 /// One connection and what is known of it.
@@ -347,6 +358,7 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
             sides: [Side::new(client), Side::new(inside)],
             pipes: [None, None],
             starved: false,
+            moved: 0,
         }
     }
 
@@ -356,10 +368,12 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
     {
         let [client, inside] = &mut self.sides;
         let [inwards, outwards] = &mut self.pipes;
-        let left = [
+        let carried = [
             carry(host, client, inside, inwards)?,
             carry(host, inside, client, outwards)?,
         ];
+        let left = carried.map(|(left, _)| left);
+        self.moved = carried.iter().map(|(_, moved)| moved).sum();
         client.check()?;
         inside.check()?;
         self.starved = left.contains(&Left::Starved);
@@ -373,19 +387,20 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
     }
 }
 
-/// Carries one direction: an empty pipe is filled, and drained again at once.
+/// Carries one direction: an empty pipe is filled, and drained again at once. Gives what is left to do and the bytes
+/// that went on.
 fn carry<H: Host>(
     host: &mut H,
     from: &mut Side<H::Tcp>,
     to: &mut Side<H::Tcp>,
     held: &mut Option<H::Pipe>,
-) -> io::Result<Left> {
+) -> io::Result<(Left, usize)> {
     let mut moved = 0;
     let left = loop {
         if let Some(pipe) = held {
             moved += drain(pipe, to)?;
             if pipe.held() > 0 {
-                return Ok(Left::Nothing);
+                return Ok((Left::Nothing, moved));
             }
         }
         if !from.readable || from.ended {
@@ -400,7 +415,7 @@ fn carry<H: Host>(
                 Ok(pipe) => held.insert(pipe),
                 Err(error) => {
                     tracing::debug!(%error, "no pipe");
-                    return Ok(Left::Starved);
+                    return Ok((Left::Starved, moved));
                 }
             },
         };
@@ -423,7 +438,7 @@ fn carry<H: Host>(
     if let Some(pipe) = held.take() {
         host.return_pipe(pipe);
     }
-    Ok(left)
+    Ok((left, moved))
 }
 
 /// Gives on what a pipe holds, as far as it is taken.

@@ -40,6 +40,8 @@ pub struct Counters {
     pub flows_opened: u64,
     /// Flows of published ports that went past the link.
     pub flows_spliced: u64,
+    /// Bytes that went past the link.
+    pub bytes_spliced: u64,
     /// Flows refused because of a limit.
     pub flows_refused: u64,
 }
@@ -56,6 +58,7 @@ impl Default for Counters {
             dropped_later: 0,
             flows_opened: 0,
             flows_spliced: 0,
+            bytes_spliced: 0,
             flows_refused: 0,
         }
     }

@@ -133,7 +133,9 @@ impl<H: Host> Stack<H> {
         let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
             return;
         };
-        match flow.pump(turn.host) {
+        let progress = flow.pump(turn.host);
+        self.counters.bytes_spliced += flow.moved() as u64;
+        match progress {
             Progress::More => self.make_ready(token),
             Progress::Idle if flow.is_starved() => {
                 self.table.set_deadline(token, turn.now + PAUSE);
