@@ -5,7 +5,7 @@
 //! move later for free (the heap's entry stays and is looked at again when it comes up).
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 
 use super::key::{FlowKey, KeyedState};
 use crate::host::Token;
@@ -341,6 +341,8 @@ impl<F> Table<F> {
                 self.deadlines.len()
             ));
         }
+        // In order, so that a crowd costs little more than its number.
+        let scheduled: BTreeSet<_> = self.deadlines.iter().map(|Reverse(entry)| *entry).collect();
         for (key, &token) in &self.index {
             let entry = self
                 .entry(token)
@@ -348,11 +350,7 @@ impl<F> Table<F> {
             if entry.key != *key {
                 return Err(format!("{key:?} leads to {:?}", entry.key));
             }
-            let scheduled = self
-                .deadlines
-                .iter()
-                .any(|Reverse((at, t))| *t == token && *at == entry.scheduled);
-            if !scheduled {
+            if !scheduled.contains(&(entry.scheduled, token)) {
                 return Err(format!("{key:?} has no deadline"));
             }
         }
