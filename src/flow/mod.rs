@@ -16,6 +16,7 @@ pub mod tcp;
 mod tcp_device;
 mod tcp_direct;
 pub mod tcp_engine;
+mod tcp_guard;
 mod tcp_memory;
 mod tcp_open;
 pub mod tcp_pool;

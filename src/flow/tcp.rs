@@ -227,8 +227,12 @@ impl<S: TcpSocket> TcpFlow<S> {
             }
             Phase::TimeWait(last) => {
                 if segment.has(tcp_flags::RST) {
-                    self.state = Phase::Gone;
-                    return true;
+                    // RFC 1337: an old or made up one ends nothing.
+                    let counts = segment.seq == last.ack;
+                    if counts {
+                        self.state = Phase::Gone;
+                    }
+                    return counts;
                 }
                 if segment.payload_len > 0 || segment.has(tcp_flags::FIN | tcp_flags::SYN) {
                     let last = *last;

@@ -103,6 +103,8 @@ pub struct Engine {
     pub(super) translated: Vec<u8>,
     /// The guest is being asked whether it is still there, and has less time than else.
     hurried: bool,
+    /// Nobody is challenged before this time.
+    pub(super) challenge_at: Option<Instant>,
 }
 
 impl Engine {
@@ -132,6 +134,7 @@ impl Engine {
             varied: false,
             translated: Vec::new(),
             hurried: false,
+            challenge_at: None,
         }
     }
 
@@ -144,6 +147,7 @@ impl Engine {
         self.extent.restart();
         self.varied = false;
         self.hurried = false;
+        self.challenge_at = None;
     }
 
     /// The socket: states, rings.
@@ -280,6 +284,9 @@ impl Engine {
 
     /// Takes one segment of this connection from the guest; `packet` is its whole IP packet.
     pub fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
+        if !self.admits(now, tx, segment) {
+            return;
+        }
         let header = packet.len() - segment.payload_len - segment.header_len;
         // What fills a segment is part of more, whose sender is waiting for room.
         let short = segment.payload_len < usize::from(self.mss()) && !segment.has(tcp_flags::FIN);

@@ -108,6 +108,7 @@ impl Engine {
             self.rehearse(now, Some(&tell(TcpControl::None, ours.wrapping_add(1))));
         }
         self.line = line;
+        self.line.sent.next = ours.wrapping_add(u32::from(streams.host_ended));
         // smoltcp has said as much as its SYN could, and takes as much as its ring has room for.
         let room = length(RING).min(u32::from(u16::MAX) << self.limit().1);
         self.line.sent.room = line.next_in.wrapping_add(room);

@@ -1,0 +1,90 @@
+//! What stands before smoltcp: segments that somebody else may have made up (RFC 5961).
+//!
+//! Comes in: a segment for a connection that is open. Goes out: whether smoltcp is to see it, or an
+//! acknowledgement that challenges its sender. A RST counts at the very byte that is expected next, a SYN
+//! never, an acknowledgement of what was not sent neither; smoltcp 0.14 takes a RST anywhere in the window,
+//! does not answer a SYN at all, and takes what waits to be sent for sent. Who is really there answers a
+//! challenge with the number that counts.
+
+use smoltcp::socket::tcp::State;
+
+use super::tcp_engine::{Engine, length};
+use crate::buf::TxBatch;
+use crate::net::parse::{TcpSegment, tcp_flags};
+use crate::net::{Duration, Instant};
+
+/// A hundred challenges a second at most (RFC 5961 section 7). Each connection has its own: a count for
+/// all would tell a stranger about the connections of others.
+const CHALLENGE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What a segment is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worth {
+    /// Smoltcp is to look at it.
+    Real,
+    /// It may be what it says, though not by this number.
+    Doubtful,
+    /// Nobody who is there sends that.
+    Nothing,
+}
+
+impl Engine {
+    /// Whether a segment is to be taken. Who sent one that is doubtful is challenged.
+    pub(super) fn admits(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment) -> bool {
+        let expected = self.expected();
+        match self.worth(segment, expected) {
+            Worth::Real => true,
+            Worth::Doubtful => {
+                if self.challenge_at.is_none_or(|at| now >= at) {
+                    self.challenge_at = Some(now + CHALLENGE_INTERVAL);
+                    self.announce(now, tx, expected);
+                }
+                false
+            }
+            Worth::Nothing => false,
+        }
+    }
+
+    /// The next sequence number of the guest's (`RCV.NXT`).
+    fn expected(&mut self) -> u32 {
+        let socket = self.socket();
+        let ended = matches!(
+            socket.state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
+        );
+        let queued = length(socket.recv_queue()) + u32::from(ended);
+        self.line.next_in.wrapping_add(queued)
+    }
+
+    fn worth(&mut self, segment: &TcpSegment, expected: u32) -> Worth {
+        let synchronized = match self.socket().state() {
+            // Nothing is known yet of the guest's numbers, or nothing is left to be ended.
+            State::Closed | State::Listen | State::SynSent => return Worth::Real,
+            State::SynReceived => false,
+            State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait => true,
+        };
+        if segment.has(tcp_flags::RST) {
+            let ahead = segment.seq.wrapping_sub(expected);
+            let window = self.line.sent.edge.wrapping_sub(expected).cast_signed();
+            let inside = ahead < window.max(0).cast_unsigned();
+            return match (ahead, inside) {
+                (0, _) => Worth::Real,
+                (_, true) => Worth::Doubtful,
+                (_, false) => Worth::Nothing,
+            };
+        }
+        let unsent = segment.ack.wrapping_sub(self.line.sent.next).cast_signed() > 0;
+        let made_up = segment.has(tcp_flags::SYN) || (segment.has(tcp_flags::ACK) && unsent);
+        if synchronized && made_up {
+            Worth::Doubtful
+        } else {
+            Worth::Real
+        }
+    }
+}
