@@ -101,6 +101,9 @@ fn log_lines(verbose: u8, format: LogFormat) {
     let lines = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log that can't be written (a full disk, a reader that is gone) is no reason to end: what is
+        // said about that by default goes to the same place, and panics when it fails there, too.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
