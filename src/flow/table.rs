@@ -17,6 +17,11 @@ const GENERATION_MASK: u64 = 0x3fff_ffff;
 /// Room for this many flows is kept when most have gone.
 const KEPT: usize = 1024;
 
+/// Flows that may wait for their other end at once.
+const HALF_OPEN: usize = 4096;
+/// As many must have come before all that wait are looked at again.
+const BETWEEN_LOOKS: usize = HALF_OPEN / 4;
+
 /// The table holds as many flows as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the limit on flows is reached")]
@@ -45,6 +50,10 @@ pub struct Table<F> {
     deadlines: BinaryHeap<Reverse<(Instant, Token)>>,
     /// Flows that are over but remembered, oldest first: they give way to new ones.
     evictable: VecDeque<Token>,
+    /// Flows that wait for their other end and since when, oldest first; some have it by now.
+    half_open: VecDeque<(Instant, Token)>,
+    /// Flows that have come since all of these were looked at.
+    half_opened: usize,
     limit: usize,
     /// The generation of slots that are new: above those of slots that were given up.
     first_generation: u64,
@@ -75,6 +84,8 @@ impl<F> Table<F> {
             index: HashMap::with_hasher(hash),
             deadlines: BinaryHeap::new(),
             evictable: VecDeque::new(),
+            half_open: VecDeque::new(),
+            half_opened: 0,
             limit,
             first_generation: 0,
             shrink_at: 0,
@@ -233,6 +244,7 @@ impl<F> Table<F> {
         self.index.shrink_to(KEPT);
         self.deadlines.shrink_to(KEPT);
         self.evictable.shrink_to(KEPT);
+        self.half_open.shrink_to(KEPT);
         // Where the last one is in the way, this waits until there are half as many.
         self.shrink_at = self.index.len() / 2;
     }
@@ -276,6 +288,45 @@ impl<F> Table<F> {
             kept.retain(|&token| self.entry(token).is_some());
             self.evictable = kept;
         }
+    }
+
+    /// Notes that a flow waits for its other end from now on.
+    pub fn set_half_open(&mut self, now: Instant, token: Token) {
+        self.half_open.push_back((now, token));
+        self.half_opened += 1;
+    }
+
+    /// Takes out the flow that has waited longest for its other end, if it has since `latest` at least;
+    /// `waits` says whether one does.
+    pub fn take_half_open(&mut self, latest: Instant, waits: impl Fn(&F) -> bool) -> Option<F> {
+        let (since, token) = self.longest_half_open(waits)?;
+        if since > latest {
+            return None;
+        }
+        self.half_open.pop_front();
+        self.remove(token)
+    }
+
+    fn longest_half_open(&mut self, waits: impl Fn(&F) -> bool) -> Option<(Instant, Token)> {
+        while let Some(&(since, token)) = self.half_open.front() {
+            if self.get(token).is_some_and(&waits) {
+                return Some((since, token));
+            }
+            self.half_open.pop_front();
+        }
+        None
+    }
+
+    /// As many flows wait for their other end as may.
+    pub fn is_half_open_full(&mut self, waits: impl Fn(&F) -> bool) -> bool {
+        // Looking at all costs each newcomer no more than a few looks.
+        if self.half_open.len() >= HALF_OPEN && self.half_opened >= BETWEEN_LOOKS {
+            let mut kept = std::mem::take(&mut self.half_open);
+            kept.retain(|&(_, token)| self.get(token).is_some_and(&waits));
+            self.half_open = kept;
+            self.half_opened = 0;
+        }
+        self.longest_half_open(waits).is_some() && self.half_open.len() >= HALF_OPEN
     }
 
     /// When [`Table::expired`] may have something to give. May be early, never late.
@@ -334,6 +385,9 @@ impl<F> Table<F> {
                 self.index.len(),
                 self.free.len()
             ));
+        }
+        if self.half_open.len() > HALF_OPEN {
+            return Err(format!("{} are half open", self.half_open.len()));
         }
         if self.deadlines.len() > self.most_deadlines() {
             return Err(format!(

@@ -332,6 +332,24 @@ impl<S: TcpSocket> TcpFlow<S> {
         }
     }
 
+    /// One side has no connection yet: the host's, or the guest's.
+    #[must_use]
+    pub const fn is_half_open(&self) -> bool {
+        match &self.state {
+            Phase::Connecting { .. } => true,
+            Phase::Open(open) => open.is_half_open(),
+            Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => false,
+        }
+    }
+
+    /// Ends it for want of room. A guest that was answered hears of it, and so does the host.
+    pub fn abandon(self, now: Instant, tx: &mut TxBatch, pool: &mut EnginePool) {
+        if let Phase::Open(mut open) = self.state {
+            open.give_up(now, tx);
+            open.end(pool);
+        }
+    }
+
     /// Both sides have, or are about to have, a connection.
     #[must_use]
     pub const fn is_open(&self) -> bool {

@@ -379,6 +379,16 @@ impl<S: TcpSocket> Open<S> {
         self.writable |= woken.writable;
     }
 
+    /// The guest has not answered yet.
+    pub(super) const fn is_half_open(&self) -> bool {
+        self.guest_deadline.is_some()
+    }
+
+    /// Ends it: both sides get a RST.
+    pub(super) fn give_up(&mut self, now: Instant, tx: &mut TxBatch) {
+        self.fail(&Failure::Guest, now, tx);
+    }
+
     /// The guest does not want it, while it is being connected to. True when it is to be pumped.
     pub(super) fn refuse(&mut self) -> bool {
         let opening = self.engine.socket().state() == State::SynSent;

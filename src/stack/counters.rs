@@ -44,6 +44,8 @@ pub struct Counters {
     pub bytes_spliced: u64,
     /// Flows refused because of a limit.
     pub flows_refused: u64,
+    /// Flows that gave way to newer ones before they were open at both ends.
+    pub flows_abandoned: u64,
 }
 
 impl Default for Counters {
@@ -60,6 +62,7 @@ impl Default for Counters {
             flows_spliced: 0,
             bytes_spliced: 0,
             flows_refused: 0,
+            flows_abandoned: 0,
         }
     }
 }

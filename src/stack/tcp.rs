@@ -11,17 +11,25 @@ use std::sync::Arc;
 use crate::flow::key::FlowKey;
 use crate::flow::named_stream::{NamedStream, Stream};
 use crate::flow::query::ATTEMPT;
+use crate::flow::table::Full;
 use crate::flow::tcp::{Connected, Progress, TcpFlow};
 use crate::flow::tcp_engine::Syn;
 use crate::flow::{Flow, Turn};
 use crate::host::{Host, QueuedError, Token};
 use crate::net::emit::{self, BareSegment, Ends, IcmpError};
 use crate::net::parse::{self, Ip, TcpSegment, tcp_flags};
-use crate::net::{DropReason, IPV6_HEADER, Instant, Marks, Wire};
+use crate::net::{DropReason, Duration, IPV6_HEADER, Instant, Marks, Wire};
 
 use super::counters::Disposition;
 use super::mapping::{self, Verdict};
 use super::{Stack, names};
+
+/// A connection that has waited for its other end for less than this does not give way to a newer one,
+/// unless too many wait: most are answered sooner.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// `ENFILE` and `EMFILE` of errno(3), the same numbers on all that we run on.
+const OUT_OF_DESCRIPTORS: [i32; 2] = [23, 24];
 
 /// How a guest learns that its connection request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +56,17 @@ fn refusal(error: &io::Error) -> Refusal {
         None | Some(IcmpError::PortUnreachable) => Refusal::Reset,
         Some(said) => Refusal::Unreachable(said),
     }
+}
+
+/// There is no room for another, or no descriptor.
+fn is_exhaustion(error: &io::Error) -> bool {
+    let number = error.raw_os_error();
+    error.kind() == ErrorKind::QuotaExceeded
+        || number.is_some_and(|number| OUT_OF_DESCRIPTORS.contains(&number))
+}
+
+fn is_half_open<H: Host>(flow: &Flow<H>) -> bool {
+    matches!(flow, Flow::Tcp(flow) if flow.is_half_open())
 }
 
 /// The packet without IPv6 extension headers, of which the engine knows nothing.
@@ -166,10 +185,6 @@ impl<H: Host> Stack<H> {
             Verdict::Unreachable(error) => return self.tell(turn, ip, error),
             Verdict::Drop(reason) => return Disposition::Dropped(reason),
         };
-        let Ok(token) = self.table.next_token() else {
-            self.counters.flows_refused += 1;
-            return self.reset(turn, ip.wire, ends, segment);
-        };
         let Some(path) = self.path(ends.src.ip()) else {
             return Disposition::Dropped(DropReason::NoNeighbour);
         };
@@ -183,8 +198,8 @@ impl<H: Host> Stack<H> {
                 self.marks_outside(ip)
             },
         };
-        let (socket, tried) = match self.connect_host(turn.host, token, target) {
-            Ok(connecting) => connecting,
+        let (token, socket, tried) = match self.begin_tcp(turn, target) {
+            Ok(begun) => begun,
             Err(error) => {
                 tracing::debug!(%to, %error, "connect failed");
                 return match refusal(&error) {
@@ -220,11 +235,59 @@ impl<H: Host> Stack<H> {
         let deadline = connect_deadline::<H>(turn.now, tried + 1 < others);
         let connected = flow.is_connected_already();
         self.admit(token, key, Flow::Tcp(flow), deadline);
+        self.table.set_half_open(turn.now, token);
         if connected {
             self.tcp_connect_ended(turn, token);
             self.make_ready(token);
         }
         Disposition::Forwarded
+    }
+
+    /// Begins the host's part of a connection, under the token that its flow is to have. Where there is no
+    /// room for it, who has waited longest for its other end gives way: a flood of requests to who does
+    /// not answer must not keep others out (RFC 4987 3.4).
+    fn begin_tcp(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        target: Target,
+    ) -> io::Result<(Token, H::Tcp, usize)> {
+        if self.table.is_half_open_full(is_half_open) {
+            self.abandon_oldest(turn, Duration::ZERO);
+        }
+        let error = match self.try_begin_tcp(turn.host, target) {
+            Err(error) if is_exhaustion(&error) => error,
+            begun => return begun,
+        };
+        let begun = if self.abandon_oldest(turn, GRACE) {
+            self.try_begin_tcp(turn.host, target)
+        } else {
+            Err(error)
+        };
+        let refused = begun.as_ref().is_err_and(is_exhaustion);
+        self.counters.flows_refused += u64::from(refused);
+        begun
+    }
+
+    fn try_begin_tcp(
+        &mut self,
+        host: &mut H,
+        target: Target,
+    ) -> io::Result<(Token, H::Tcp, usize)> {
+        let token = self.table.next_token();
+        let token = token.map_err(|Full| ErrorKind::QuotaExceeded)?;
+        let (socket, tried) = self.connect_host(host, token, target)?;
+        Ok((token, socket, tried))
+    }
+
+    /// Ends the connection that has waited longest for its other end, if it has for `time`.
+    fn abandon_oldest(&mut self, turn: &mut Turn<'_, H>, time: Duration) -> bool {
+        let oldest = self.table.take_half_open(turn.now - time, is_half_open);
+        let Some(Flow::Tcp(flow)) = oldest else {
+            return false;
+        };
+        self.counters.flows_abandoned += 1;
+        flow.abandon(turn.now, turn.tx, &mut self.engines);
+        true
     }
 
     /// Begins a connection; where that is to a resolver, to the first that can be asked. Gives how many

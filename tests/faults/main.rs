@@ -19,6 +19,7 @@ mod rig;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod exhaustion;
 mod fragments;
 mod frames;
 mod output;

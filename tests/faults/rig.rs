@@ -288,6 +288,10 @@ pub(crate) fn echo() -> SocketAddr {
     ECHO.parse().unwrap()
 }
 
+pub(crate) fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
 /// Bytes that tell where they belong.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len)

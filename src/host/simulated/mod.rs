@@ -39,6 +39,9 @@ impl SimulatedHost {
         if let Some(errno) = state.fail_open {
             return Err(io::Error::from_raw_os_error(errno));
         }
+        if state.most_open.is_some_and(|most| state.open >= most) {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         state.open += 1;
         Ok(())
     }

@@ -141,6 +141,8 @@ pub(super) struct State {
     pub(super) events: VecDeque<(usize, Event)>,
     pub(super) resolvers: Vec<SocketAddr>,
     pub(super) open: usize,
+    /// As many sockets may be open, as `RLIMIT_NOFILE` has it.
+    pub(super) most_open: Option<usize>,
     /// Buffer of the connections to come, where the test has set one.
     pub(super) socket_buffer: Option<usize>,
     pub(super) fail_open: Option<i32>,
@@ -307,6 +309,11 @@ impl Network {
     /// Makes every call that opens a socket fail with this OS error, or work again.
     pub fn fail_open(&self, errno: Option<i32>) {
         self.state.borrow_mut().fail_open = errno;
+    }
+
+    /// Makes calls that open a socket fail with `EMFILE` while so many are open.
+    pub fn limit_open(&self, most: Option<usize>) {
+        self.state.borrow_mut().most_open = most;
     }
 
     /// Makes every opening of an echo socket fail with this OS error, or work again.
