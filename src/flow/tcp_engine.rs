@@ -350,14 +350,13 @@ impl Engine {
         let end = segment.seq.wrapping_add(length(segment.payload_len));
         let over = end.wrapping_sub(self.line.sent.edge).cast_signed().max(0);
         let over = usize::try_from(over).unwrap_or(usize::MAX);
-        let queued = self.socket().recv_queue();
         // A window of one segment is announced in whole units of its scale.
-        let least = usize::from(self.path.mss()).next_multiple_of(1 << RING_SCALE);
-        let admitted = self.extent.admits(end, queued, least);
-        if over == 0 && admitted >= segment.payload_len {
+        let least = u32::from(self.path.mss()).next_multiple_of(1 << RING_SCALE);
+        let over = over.max(self.extent.excess(end, self.line.next_in, least));
+        if over == 0 {
             return None;
         }
-        let kept = segment.payload_len.saturating_sub(over).min(admitted);
+        let kept = segment.payload_len.saturating_sub(over);
         let mut cut = packet[..header + segment.header_len + kept].to_vec();
         cut[header + FLAGS] &= !tcp_flags::FIN;
         set_length(&mut cut);

@@ -149,16 +149,18 @@ impl Extent {
         taken.wrapping_add(wanted.min(left).max(segment))
     }
 
-    /// Bytes that may come from the guest now, of a segment that ends there, with `queued` bytes waiting for
-    /// the host: all, unless memory has run out.
-    pub(super) fn admits(&self, end: u32, queued: usize, segment: usize) -> usize {
-        let reach = usize::try_from(end.wrapping_sub(self.begin)).unwrap_or(RING);
-        let more = reach.min(RING).saturating_sub(self.rx);
-        if more <= self.budget.free() {
-            usize::MAX
-        } else {
-            segment.saturating_sub(queued)
+    /// Bytes for which there is no memory, of what comes from the guest up to `end`, all before `taken`
+    /// having been taken: none, unless memory has run out. Then the ring is written no further than it was
+    /// before, but for `segment` bytes: also by what comes out of order.
+    pub(super) fn excess(&self, end: u32, taken: u32, segment: u32) -> usize {
+        let place =
+            |seq: u32| usize::try_from(seq.wrapping_sub(self.begin).cast_signed()).unwrap_or(0);
+        let reach = place(end).min(RING);
+        if reach.saturating_sub(self.rx) <= self.budget.free() {
+            return 0;
         }
+        let least = place(taken.wrapping_add(segment));
+        reach.saturating_sub(self.rx.max(least))
     }
 
     /// Payload up to a sequence number came from the guest: smoltcp writes the receive ring from its
