@@ -37,6 +37,13 @@ pub(super) const MAX_HEADERS: usize = 120;
 /// connection is given up; the probe itself may come earlier).
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(7200);
 
+/// The same where one stream has ended: nobody may be left who owns the guest's end, which its kernel
+/// forgets after a minute (RFC 9293 3.6). One that has an owner answers, and lives as long as it likes.
+pub(super) const HALF_CLOSED_KEEPALIVE: Duration = Duration::from_secs(75);
+
+/// A guest that was asked and says nothing is asked again after this time.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(75);
+
 /// A guest that answers nothing for this time is gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(7200 + 600);
 
@@ -427,7 +434,9 @@ impl Engine {
 
     fn note_segment(&mut self, segment: &TcpSegment) {
         if std::mem::take(&mut self.hurried) {
-            self.socket().set_timeout(Some(SILENCE));
+            let socket = self.socket();
+            socket.set_timeout(Some(SILENCE));
+            socket.set_keep_alive(Some(KEEPALIVE));
         }
         let newer = |known: u32| segment.ack.wrapping_sub(known).cast_signed() >= 0;
         if segment.has(tcp_flags::ACK) && self.line.guest_ack.is_none_or(newer) {

@@ -11,7 +11,7 @@ use std::io::{self, ErrorKind};
 use smoltcp::socket::tcp::{RecvError, State};
 
 use super::tcp::{Progress, TIME_WAIT};
-use super::tcp_engine::{Engine, KEEPALIVE, LastSent, Path};
+use super::tcp_engine::{Engine, LastSent, Path};
 use super::tcp_pool::EnginePool;
 use super::tcp_rest::{Rest, Streams};
 use crate::buf::TxBatch;
@@ -125,7 +125,15 @@ impl<S: TcpSocket> Open<S, Rest> {
 
     /// When the guest is to be asked whether it is still there.
     pub(super) fn deadline(&self) -> Instant {
-        self.active_at + KEEPALIVE
+        self.streams().keepalive_at()
+    }
+
+    const fn streams(&self) -> Streams {
+        Streams {
+            guest_ended: self.guest_ended,
+            host_ended: self.host_ended,
+            silent_since: self.active_at,
+        }
     }
 
     /// Takes an engine again. Stays as it is where there is no memory for one.
@@ -135,12 +143,7 @@ impl<S: TcpSocket> Open<S, Rest> {
         (path, ends): (Path, Ends),
         pool: &mut EnginePool,
     ) -> Result<Open<S>, Self> {
-        let streams = Streams {
-            guest_ended: self.guest_ended,
-            host_ended: self.host_ended,
-            silent_since: self.active_at,
-        };
-        match pool.resume(now, (path, ends), &self.engine, streams) {
+        match pool.resume(now, (path, ends), &self.engine, self.streams()) {
             Some(engine) => {
                 let (_, open) = self.with(engine);
                 Ok(Open {

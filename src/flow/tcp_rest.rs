@@ -14,7 +14,8 @@ use smoltcp::wire::TcpControl;
 
 use super::tcp_device::{Path, capabilities};
 use super::tcp_engine::{
-    Engine, KEEPALIVE, Line, MAX_HEADERS, RING, SILENCE, Syn, endpoint, length,
+    ASK_AGAIN, Engine, HALF_CLOSED_KEEPALIVE, KEEPALIVE, Line, MAX_HEADERS, RING, SILENCE, Syn,
+    endpoint, length,
 };
 use super::tcp_written::Written;
 use crate::net::emit::Ends;
@@ -46,6 +47,19 @@ pub(super) struct Streams {
     pub(super) silent_since: Instant,
 }
 
+impl Streams {
+    /// When the guest is to be asked whether it is still there.
+    pub(super) fn keepalive_at(&self) -> Instant {
+        let half_closed = self.guest_ended || self.host_ended;
+        let patience = if half_closed {
+            HALF_CLOSED_KEEPALIVE
+        } else {
+            KEEPALIVE
+        };
+        self.silent_since + patience
+    }
+}
+
 impl Engine {
     /// Nothing is to be sent soon, nor awaited.
     pub(super) fn is_settled(&mut self, now: Instant) -> bool {
@@ -75,7 +89,7 @@ impl Engine {
     ) -> bool {
         let line = rest.0;
         let ours = line.sent.initial.wrapping_add(1);
-        let overdue = now >= streams.silent_since + KEEPALIVE;
+        let overdue = now >= streams.keepalive_at();
         let socket = self.prepare();
         if overdue {
             socket.set_keep_alive(None);
@@ -116,7 +130,7 @@ impl Engine {
         self.extent.begin_at(line.next_in);
         if overdue {
             // Without a time before, this one is due at once. Then the guest has as long as ever.
-            self.socket().set_keep_alive(Some(KEEPALIVE));
+            self.socket().set_keep_alive(Some(ASK_AGAIN));
             self.wait_at_most(SILENCE - KEEPALIVE);
         }
         let state = match (streams.guest_ended, streams.host_ended) {
