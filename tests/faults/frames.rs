@@ -102,7 +102,7 @@ fn corpus6() -> Vec<Vec<u8>> {
 }
 
 /// Sums a frame anew where its headers say how, so that what is changed gets past the checksums.
-fn resum(frame: &mut [u8]) {
+pub(crate) fn resum(frame: &mut [u8]) {
     let (addresses, protocol, start) = match frame.get(ETHERNET).map(|first| first >> 4) {
         Some(4) if frame.len() >= ETHERNET + 20 => {
             let header = usize::from(frame[ETHERNET] & 15) * 4;

@@ -9,9 +9,18 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Once;
+
+use tapgate::sys::memory;
 
 thread_local! {
     static HELD: Cell<i64> = const { Cell::new(0) };
+}
+
+/// Has rings cost nothing until they are written to, as the program does (`sys/memory.rs`).
+pub(crate) fn map_large_allocations() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(memory::map_large_allocations);
 }
 
 /// Bytes that this thread took and did not give back.

@@ -24,6 +24,7 @@ mod fragments;
 mod frames;
 mod output;
 mod tcp_blind;
+mod tcp_odd;
 
 use std::env;
 

@@ -60,6 +60,12 @@ impl Peer {
         self.ip.frame(&self.ip.tcp(&fields, &[], data))
     }
 
+    /// A frame with options of its own in front of the data.
+    pub(crate) fn with_options(&self, flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
+        let fields = Segment { flags, ..self.next };
+        self.ip.frame(&self.ip.tcp(&fields, options, data))
+    }
+
     pub(crate) fn syn(&mut self) -> Vec<u8> {
         let fields = Segment {
             flags: SYN,

@@ -58,6 +58,7 @@ impl Rig {
     }
 
     pub(crate) fn with(config: Config) -> Self {
+        heap::map_large_allocations();
         let net = Network::new();
         net.answer(echo(), ConnectAnswer::Accept);
         let link = LinkInfo {
