@@ -19,12 +19,15 @@ mod rig;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod datagrams;
 mod exhaustion;
 mod fragments;
 mod frames;
+mod host;
 mod output;
 mod tcp_blind;
 mod tcp_odd;
+mod windows;
 
 use std::env;
 

@@ -165,6 +165,13 @@ impl Rig {
         self.turn();
     }
 
+    /// Lets time pass in which the loop does not run at all.
+    pub(crate) fn jump(&mut self, secs: u64) {
+        self.now += Duration::from_secs(secs);
+        self.log.pass(self.now);
+        self.turn();
+    }
+
     pub(crate) fn millis(&mut self, millis: u64) {
         self.pass(Duration::from_millis(millis));
     }
@@ -181,6 +188,11 @@ impl Rig {
     /// The packets in them, each checksum and length verified; ARP is passed over.
     pub(crate) fn received(&mut self) -> Vec<Received> {
         packets::read(&self.take()).unwrap()
+    }
+
+    /// None of the frames that came is above the MTU.
+    pub(crate) fn fits(&self, mtu: usize) -> bool {
+        self.out.iter().all(|frame| frame.len() <= 14 + mtu)
     }
 
     pub(crate) fn dropped(&self, reason: DropReason) -> u64 {

@@ -540,6 +540,12 @@ impl Network {
         self.state.borrow().datagrams[socket.0].role
     }
 
+    /// Datagram sockets that the stack has opened so far, live or not: the name of the next one.
+    #[must_use]
+    pub fn datagram_sockets(&self) -> usize {
+        self.state.borrow().datagrams.len()
+    }
+
     /// Datagram sockets still open.
     #[must_use]
     pub fn open_datagram_sockets(&self) -> Vec<SocketId> {

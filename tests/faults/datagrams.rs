@@ -1,0 +1,224 @@
+//! Rows 26 to 29: more flows than there are, ports that are used once, datagrams of no length and of any.
+//!
+//! In: datagrams and connections by the hundred thousand. Out: that each costs the same however many there
+//! are, that limits refuse the newest and nobody else, and that sockets come back.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
+
+use tapgate::config::Config;
+use tapgate::host::QueuedError;
+use tapgate::host::simulated::{ConnectAnswer, SocketId};
+use tapgate::net::emit::IcmpError;
+
+use crate::count;
+use crate::packets::{Ip, Ipv4, UDP};
+use crate::peer::{Peer, RST};
+use crate::rig::{OUTSIDE, Rig, addr, pattern};
+
+/// Addresses of a guest whose subnet is large enough for more ports than one address has.
+fn guest(nth: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 2, u8::try_from(100 + nth / 60_000).unwrap())
+}
+
+fn datagram(nth: usize, payload: &[u8]) -> Vec<u8> {
+    let ip = Ipv4 {
+        src: guest(nth),
+        ..Ipv4::new(OUTSIDE, UDP)
+    };
+    ip.frame(&ip.udp(u16::try_from(1 + nth % 60_000).unwrap(), 7, payload))
+}
+
+fn request(nth: usize) -> Peer {
+    let port = u16::try_from(1000 + nth % 60_000).unwrap();
+    let to = u16::try_from(80 + nth / 60_000).unwrap();
+    Peer::new(port, SocketAddr::new(OUTSIDE.into(), to))
+}
+
+#[test]
+fn row_26_flow_count() {
+    let (ports, connections) = (count(6_000, 100_000), count(3_000, 50_000));
+    let limit = ports + connections + 1;
+    let mut rig = Rig::with(Config {
+        max_flows: u32::try_from(limit).unwrap(),
+        ..Config::default()
+    });
+    rig.net.answer_all(ConnectAnswer::Accept);
+    let mut one = rig.open(999, addr("192.0.2.1:443"));
+    let alone = cost(&mut rig, &mut one);
+    for nth in 0..connections {
+        let mut peer = request(nth);
+        rig.frame(&peer.syn());
+        let answer = peer.read(&rig.received()).pop().unwrap();
+        peer.take(&answer);
+        rig.frame(&peer.ack());
+        if nth % 100 == 0 {
+            rig.millis(20);
+        }
+    }
+    // Answered, so that they live for three minutes.
+    for nth in 0..ports {
+        let socket = SocketId(rig.net.datagram_sockets());
+        rig.frame(&datagram(nth, b"x"));
+        rig.net.deliver(socket, addr("192.0.2.1:7"), b"y");
+        rig.turn();
+        rig.take();
+    }
+    assert_eq!(rig.stack.flows(), limit);
+    assert_eq!(rig.net.open_sockets(), limit);
+    rig.stack.check().unwrap();
+    // A segment finds its flow among all of them as fast as alone; a search would take thousands of times
+    // as long. (Caches are colder, and machines are shared.)
+    let crowded = cost(&mut rig, &mut one);
+    assert!(crowded < alone * 8, "{alone} and {crowded} nanoseconds");
+    // One more is refused, of either kind; the others go on.
+    let mut more = request(connections);
+    rig.take();
+    rig.frame(&more.syn());
+    assert_eq!(more.read(&rig.received())[0].flags & RST, RST);
+    rig.frame(&datagram(ports, b"x"));
+    assert_eq!(rig.received()[0].icmp(), Some((3, 13)));
+    assert_eq!(rig.stack.flows(), limit);
+    let (peer, id) = &mut one;
+    rig.frame(&peer.data(b"still"));
+    assert_eq!(rig.net.server_read(*id, 100), b"still");
+    rig.secs(181);
+    rig.recovers(0);
+}
+
+/// Nanoseconds for a segment each way, of the best of many.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what a segment takes on this machine is what is asked for"
+)]
+fn cost(rig: &mut Rig, (peer, id): &mut (Peer, SocketId)) -> u128 {
+    rig.take();
+    let mut best = u128::MAX;
+    for _ in 0..200 {
+        let frame = peer.data(b"how long");
+        let start = Instant::now();
+        rig.frame(&frame);
+        best = best.min(start.elapsed().as_nanos());
+        assert_eq!(rig.net.server_read(*id, 100), b"how long");
+    }
+    rig.take();
+    best
+}
+
+#[test]
+fn row_27_ports_used_once() {
+    let total = count(20_000, 1_000_000);
+    // 1,667 a second, each never answered; half of them to a name server, which is over sooner.
+    let mut rig = Rig::new();
+    let mut most = 0;
+    for second in 0..total / 1_667 {
+        for nth in 0..1_667 {
+            let port = u16::try_from(1 + (second * 1_667 + nth) % 65_535).unwrap();
+            let to = if nth % 2 == 0 { 7 } else { 53 };
+            let ip = Ipv4::new(OUTSIDE, UDP);
+            rig.frame(&ip.frame(&ip.udp(port, to, b"once")));
+        }
+        assert_eq!(rig.net.take_sent().len(), 1_667, "none is refused");
+        rig.secs(1);
+        most = most.max(rig.net.open_sockets());
+    }
+    // 30 seconds for one that was not answered, 10 for one that only spoke to port 53.
+    let bound = 1_667 * 41 / 2;
+    assert!(most <= bound, "{most} sockets, {bound} are enough");
+    rig.secs(31);
+    assert_eq!((rig.stack.flows(), rig.net.open_sockets()), (0, 0));
+    // RFC 4787 REQ-5: who was answered has two minutes at least.
+    let socket = SocketId(rig.net.datagram_sockets());
+    let ip = Ipv4::new(OUTSIDE, UDP);
+    rig.frame(&ip.frame(&ip.udp(5000, 7, b"x")));
+    rig.net.deliver(socket, addr("192.0.2.1:7"), b"y");
+    rig.turn();
+    rig.secs(121);
+    assert_eq!(rig.stack.flows(), 1);
+    rig.recovers(0);
+}
+
+#[test]
+fn row_28_empty_datagrams_and_errors() {
+    let total = count(5_000, 100_000);
+    let mut rig = Rig::new();
+    let ip = Ipv4::new(OUTSIDE, UDP);
+    let empty = ip.frame(&ip.udp(5000, 7, &[]));
+    let socket = SocketId(0);
+    let refused = QueuedError {
+        error: IcmpError::PortUnreachable,
+        reporter: Some(OUTSIDE.into()),
+        destination: addr("192.0.2.1:7"),
+        quoted: 0,
+    };
+    for nth in 0..total {
+        // Each is passed on as it is; the socket is read until nothing is left, or this would not end.
+        rig.frame(&empty);
+        let sent = rig.net.take_sent();
+        assert!(sent.len() == 1 && sent[0].payload.is_empty());
+        rig.net.deliver(socket, addr("192.0.2.1:7"), b"");
+        if nth % 3 == 0 {
+            rig.net.report_error(socket, refused, b"");
+        }
+        if nth % 5 == 0 {
+            rig.net.deliver(socket, addr("192.0.2.1:7"), b"");
+        }
+        rig.turn();
+        let got = rig.received();
+        let errors = got.iter().filter(|it| it.icmp() == Some((3, 3))).count();
+        let datagrams = got.iter().filter_map(|it| it.udp().map(|udp| udp.2));
+        assert_eq!(datagrams.clone().count(), 1 + usize::from(nth % 5 == 0));
+        assert!(datagrams.into_iter().all(<[u8]>::is_empty));
+        assert_eq!(errors, usize::from(nth % 3 == 0));
+        // An event that leads to nothing costs one look.
+        rig.turn();
+        assert!(rig.take().is_empty());
+    }
+    rig.secs(200);
+    rig.recovers(0);
+}
+
+#[test]
+fn row_29_oversized_datagrams() {
+    let total = count(25, 10_000);
+    let mut rig = Rig::new();
+    let outside: [IpAddr; 2] = [
+        OUTSIDE.into(),
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    ];
+    let longest = pattern(65_507);
+    for to in outside {
+        for nth in 0..total {
+            // The longest there is, one above the MTU, and one at it.
+            let len = [65_507, 1473, 1453, 1472][nth % 4];
+            let ip = Ip::new(to, UDP);
+            let payload = &longest[..len];
+            let fragments = match ip {
+                Ip::V4(ip) => Ipv4 {
+                    id: u16::try_from(nth % 65_536).unwrap(),
+                    ..ip
+                }
+                .fragments(&ip.udp(5000, 7, payload), 1480),
+                Ip::V6(ip) => {
+                    let id = u32::try_from(nth).unwrap();
+                    ip.fragments(id, &ip.udp(5000, 7, payload), 1448)
+                }
+            };
+            rig.flood(fragments.iter().map(Vec::as_slice));
+            let sent = rig.net.take_sent();
+            assert!(
+                sent.len() == 1 && sent[0].payload == payload,
+                "whole to the host"
+            );
+            rig.net
+                .deliver(sent[0].socket, SocketAddr::new(to, 7), payload);
+            rig.turn();
+            assert!(rig.fits(1500), "no packet above the MTU");
+            let got = rig.received();
+            let got: Vec<_> = got.iter().filter_map(|it| it.udp()).collect();
+            assert!(got.len() == 1 && got[0].2 == payload, "whole to the guest");
+        }
+    }
+    rig.secs(200);
+    rig.recovers(0);
+}
