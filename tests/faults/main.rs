@@ -20,11 +20,16 @@ mod rig;
 mod support;
 
 mod datagrams;
+mod dhcp;
 mod exhaustion;
 mod fragments;
 mod frames;
 mod host;
+mod ipv6;
+mod names;
 mod output;
+mod policy;
+mod published;
 mod tcp_blind;
 mod tcp_odd;
 mod windows;
@@ -62,6 +67,11 @@ impl Random {
 
     fn byte(&mut self) -> u8 {
         self.next().to_be_bytes()[0]
+    }
+
+    fn word(&mut self) -> u16 {
+        let [a, b, ..] = self.next().to_be_bytes();
+        u16::from_be_bytes([a, b])
     }
 
     fn long(&mut self) -> u32 {

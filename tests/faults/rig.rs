@@ -221,6 +221,19 @@ impl Rig {
         (peer, id)
     }
 
+    /// A turn of the stack with the host at hand.
+    pub(crate) fn with_stack<R>(
+        &mut self,
+        act: impl FnOnce(&mut Stack<SimulatedHost>, &mut Turn<'_, SimulatedHost>) -> R,
+    ) -> R {
+        let mut turn = Turn {
+            now: self.now,
+            host: &mut self.host,
+            tx: &mut self.tx,
+        };
+        act(&mut self.stack, &mut turn)
+    }
+
     /// What "alive" means while the fault goes on: the gateway answers a ping, a new connection carries
     /// bytes both ways within five seconds, the invariants hold, the log is quiet.
     pub(crate) fn is_alive(&mut self) {
