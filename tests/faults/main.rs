@@ -29,6 +29,7 @@ mod ipv6;
 mod names;
 mod output;
 mod policy;
+mod program;
 mod published;
 mod tcp_blind;
 mod tcp_odd;
