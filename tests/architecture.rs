@@ -141,10 +141,8 @@ fn documents_name_files_that_exist() -> io::Result<()> {
 }
 
 #[test]
-fn conformance_names_tests_that_exist() -> io::Result<()> {
-    let path = "doc/conformance.md";
-    let text = fs::read_to_string(root().join(path))?;
-    let found = document_tests(&text, &|file, name| {
+fn documents_name_tests_that_exist() -> io::Result<()> {
+    let exists = |file: &str, name: &str| {
         let declared = format!("fn {name}(");
         let places = [
             format!("tests/{file}.rs"),
@@ -163,8 +161,13 @@ fn conformance_names_tests_that_exist() -> io::Result<()> {
                 .filter_map(|file| fs::read_to_string(file).ok());
             texts.into_iter().any(|text| text.contains(&declared))
         })
-    });
-    assert!(found.is_empty(), "\n{}", report(path, found).join("\n"));
+    };
+    let mut lines = Vec::new();
+    for path in ["doc/conformance.md", "doc/faults.md"] {
+        let text = fs::read_to_string(root().join(path))?;
+        lines.extend(report(path, document_tests(&text, &exists)));
+    }
+    assert!(lines.is_empty(), "\n{}", lines.join("\n"));
     Ok(())
 }
 
