@@ -54,6 +54,8 @@ pub struct Table<F> {
     half_open: VecDeque<(Instant, Token)>,
     /// Flows that have come since all of these were looked at.
     half_opened: usize,
+    /// Flows that nobody has answered and since when, oldest first; some were answered by now.
+    unanswered: VecDeque<(Instant, Token)>,
     limit: usize,
     /// The generation of slots that are new: above those of slots that were given up.
     first_generation: u64,
@@ -86,6 +88,7 @@ impl<F> Table<F> {
             evictable: VecDeque::new(),
             half_open: VecDeque::new(),
             half_opened: 0,
+            unanswered: VecDeque::new(),
             limit,
             first_generation: 0,
             shrink_at: 0,
@@ -245,6 +248,7 @@ impl<F> Table<F> {
         self.deadlines.shrink_to(KEPT);
         self.evictable.shrink_to(KEPT);
         self.half_open.shrink_to(KEPT);
+        self.unanswered.shrink_to(KEPT);
         // Where the last one is in the way, this waits until there are half as many.
         self.shrink_at = self.index.len() / 2;
     }
@@ -327,6 +331,32 @@ impl<F> Table<F> {
             self.half_opened = 0;
         }
         self.longest_half_open(waits).is_some() && self.half_open.len() >= HALF_OPEN
+    }
+
+    /// Notes that a flow has not been answered.
+    pub fn set_unanswered(&mut self, now: Instant, token: Token) {
+        self.unanswered.push_back((now, token));
+        if self.unanswered.len() > self.most_deadlines() {
+            let mut kept = std::mem::take(&mut self.unanswered);
+            kept.retain(|&(_, token)| self.entry(token).is_some());
+            self.unanswered = kept;
+        }
+    }
+
+    /// Takes out the flow that has not been answered for the longest time, if it has not since `latest` at
+    /// least; `waits` says whether one has not.
+    pub fn take_unanswered(&mut self, latest: Instant, waits: impl Fn(&F) -> bool) -> Option<F> {
+        while let Some(&(since, token)) = self.unanswered.front() {
+            let still = self.get(token).is_some_and(&waits);
+            if still && since > latest {
+                return None;
+            }
+            self.unanswered.pop_front();
+            if still {
+                return self.remove(token);
+            }
+        }
+        None
     }
 
     /// When [`Table::expired`] may have something to give. May be early, never late.

@@ -96,6 +96,12 @@ impl<S> UdpFlow<S> {
         self.correspondents.admit(from)
     }
 
+    /// Nobody has ever sent to this port.
+    #[must_use]
+    pub const fn is_unanswered(&self) -> bool {
+        !self.replied
+    }
+
     /// Notes a datagram to `to`; returns the new deadline.
     pub fn sent(&mut self, now: Instant, to: SocketAddr) -> Instant {
         self.only_dns &= to.port() == DNS_PORT;

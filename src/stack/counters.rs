@@ -44,7 +44,7 @@ pub struct Counters {
     pub bytes_spliced: u64,
     /// Flows refused because of a limit.
     pub flows_refused: u64,
-    /// Flows that gave way to newer ones before they were open at both ends.
+    /// Flows that gave way to newer ones before anybody had answered.
     pub flows_abandoned: u64,
 }
 

@@ -59,7 +59,7 @@ fn refusal(error: &io::Error) -> Refusal {
 }
 
 /// There is no room for another, or no descriptor.
-fn is_exhaustion(error: &io::Error) -> bool {
+pub(super) fn is_exhaustion(error: &io::Error) -> bool {
     let number = error.raw_os_error();
     error.kind() == ErrorKind::QuotaExceeded
         || number.is_some_and(|number| OUT_OF_DESCRIPTORS.contains(&number))
@@ -258,7 +258,7 @@ impl<H: Host> Stack<H> {
             Err(error) if is_exhaustion(&error) => error,
             begun => return begun,
         };
-        let begun = if self.abandon_oldest(turn, GRACE) {
+        let begun = if self.make_way(turn) {
             self.try_begin_tcp(turn.host, target)
         } else {
             Err(error)
@@ -277,6 +277,12 @@ impl<H: Host> Stack<H> {
         let token = token.map_err(|Full| ErrorKind::QuotaExceeded)?;
         let (socket, tried) = self.connect_host(host, token, target)?;
         Ok((token, socket, tried))
+    }
+
+    /// Ends what has waited longest for the other end to speak up: a connection, or a port. False where
+    /// nothing has for long enough.
+    pub(super) fn make_way(&mut self, turn: &mut Turn<'_, H>) -> bool {
+        self.abandon_oldest(turn, GRACE) || self.close_unanswered(turn.now)
     }
 
     /// Ends the connection that has waited longest for its other end, if it has for `time`.

@@ -7,21 +7,26 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::flow::key::FlowKey;
+use crate::flow::table::Full;
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, PortWish, QueuedError, Received, Token, UdpSocket};
 use crate::net::emit::{self, Ends, IcmpError};
 use crate::net::parse::{Ip, UdpDatagram};
-use crate::net::{DropReason, Instant, Marks, Wire};
+use crate::net::{DropReason, Duration, Instant, Marks, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
 use super::guest::Original;
 use super::mapping::{self, Verdict};
+use super::tcp::is_exhaustion;
 use super::trains::{Departure, Exit, FromGuest};
 
 /// Inboxes full of datagrams that one socket may deliver in one turn.
 const BUDGET: usize = 4;
+
+/// A port that was never answered gives way to a newer flow after this time, where there is no room.
+const UNANSWERED: Duration = Duration::from_secs(1);
 
 /// Bytes of a payload that an error quotes at most.
 pub(super) const MAX_QUOTED: usize = 1200;
@@ -253,11 +258,6 @@ impl<H: Host> Stack<H> {
         key: FlowKey,
         guest: SocketAddr,
     ) -> Result<Token, Unsent> {
-        let refused = Unsent::Said(IcmpError::AdministrativelyProhibited);
-        let Ok(token) = self.table.next_token() else {
-            self.counters.flows_refused += 1;
-            return Err(refused);
-        };
         let wish = PortWish {
             ipv6: guest.is_ipv6(),
             port: guest.port(),
@@ -268,7 +268,13 @@ impl<H: Host> Stack<H> {
         } else {
             DatagramRole::Outbound(wish)
         };
-        let socket = open_datagram(turn.host, token, role).map_err(|error| {
+        let opened = match self.try_open_udp(turn.host, role) {
+            Err(error) if is_exhaustion(&error) && self.make_way(turn) => {
+                self.try_open_udp(turn.host, role)
+            }
+            opened => opened,
+        };
+        let (token, socket) = opened.map_err(|error| {
             tracing::debug!(%guest, %error, "no UDP socket");
             self.counters.flows_refused += 1;
             Unsent::Said(told_of_no_socket(&error))
@@ -276,7 +282,22 @@ impl<H: Host> Stack<H> {
         let flow = UdpFlow::new(socket, guest, self.back(wire), self.config.udp_filtering);
         let deadline = turn.now;
         self.admit(token, key, Flow::Udp(flow), deadline);
+        self.table.set_unanswered(turn.now, token);
         Ok(token)
+    }
+
+    fn try_open_udp(&mut self, host: &mut H, role: DatagramRole) -> io::Result<(Token, H::Udp)> {
+        let token = self.table.next_token();
+        let token = token.map_err(|Full| ErrorKind::QuotaExceeded)?;
+        open_datagram(host, token, role).map(|socket| (token, socket))
+    }
+
+    /// Closes the port that was opened longest ago and never answered, if it has had its time.
+    pub(super) fn close_unanswered(&mut self, now: Instant) -> bool {
+        let waits = |flow: &Flow<H>| matches!(flow, Flow::Udp(flow) if flow.is_unanswered());
+        let oldest = self.table.take_unanswered(now - UNANSWERED, waits);
+        self.counters.flows_abandoned += u64::from(oldest.is_some());
+        oldest.is_some()
     }
 
     /// A guest's host socket has datagrams or errors.

@@ -127,6 +127,7 @@ fn row_27_ports_used_once() {
     assert!(most <= bound, "{most} sockets, {bound} are enough");
     rig.secs(31);
     assert_eq!((rig.stack.flows(), rig.net.open_sockets()), (0, 0));
+    oldest_gives_way();
     // RFC 4787 REQ-5: who was answered has two minutes at least.
     let socket = SocketId(rig.net.datagram_sockets());
     let ip = Ipv4::new(OUTSIDE, UDP);
@@ -135,6 +136,40 @@ fn row_27_ports_used_once() {
     rig.turn();
     rig.secs(121);
     assert_eq!(rig.stack.flows(), 1);
+    rig.recovers(0);
+}
+
+/// Where no more sockets can be had, a port that nobody has answered for a second is closed for a newer
+/// one, or for a connection; who was answered stays.
+fn oldest_gives_way() {
+    let mut rig = Rig::new();
+    rig.net.answer_all(ConnectAnswer::Accept);
+    rig.net.limit_open(Some(1_000));
+    let ip = Ipv4::new(OUTSIDE, UDP);
+    let from = |port| ip.frame(&ip.udp(port, 7, b"once"));
+    rig.frame(&from(65_000));
+    rig.net.deliver(SocketId(0), addr("192.0.2.1:7"), b"yes");
+    rig.turn();
+    for port in 1..1_500 {
+        rig.frame(&from(port));
+    }
+    // All within a moment: the newest are refused.
+    assert_eq!(rig.net.take_sent().len(), 1_000);
+    rig.secs(1);
+    rig.take();
+    for port in 2_000..2_500 {
+        rig.frame(&from(port));
+    }
+    let sent = rig.net.take_sent();
+    assert_eq!((sent.len(), rig.received().len()), (500, 0));
+    assert_eq!(rig.net.open_sockets(), 1_000);
+    rig.is_alive();
+    rig.frame(&from(65_000));
+    assert_eq!(
+        rig.net.take_sent()[0].socket,
+        SocketId(0),
+        "it was answered"
+    );
     rig.recovers(0);
 }
 

@@ -80,8 +80,8 @@ fn row_10_tap_down_and_up() {
     let mut net = Net::up(&["-vv"]);
     let listener = net.world.listen(at(LOOPBACK, 0)).unwrap();
     let server = at(GATEWAY, listener.local_addr().unwrap().port());
-    let mut inside = net.guest.connect(server).unwrap();
-    let (mut outside, _) = serve::accept(&listener);
+    let inside = net.guest.connect(server).unwrap();
+    let (outside, _) = serve::accept(&listener);
     let pid = net.tapgate.pid();
     let lost = |net: &Net| net.tapgate.log().matches("frames lost").count();
     for _ in 0..count(1, 100) {
@@ -93,18 +93,20 @@ fn row_10_tap_down_and_up() {
         };
         set("down");
         // What the host sends meets a tap that takes nothing (EIO), and is repeated later.
-        outside.write_all(b"while it was down").unwrap();
+        (&outside).write_all(b"while it was down").unwrap();
         wait_until("a frame to be lost", SOON, || {
             (lost(&net) > before).then_some(())
         });
         set("up");
         let mut came = [0; 17];
-        inside.read_exact(&mut came).unwrap();
+        (&inside).read_exact(&mut came).unwrap();
         assert_eq!(&came, b"while it was down");
-        inside.write_all(b"and up").unwrap();
-        let mut came = [0; 6];
-        outside.read_exact(&mut came).unwrap();
-        assert_eq!(&came, b"and up");
+        for (from, to) in [(&inside, &outside), (&outside, &inside)] {
+            (&mut { from }).write_all(b"and up").unwrap();
+            let mut came = [0; 6];
+            (&mut { to }).read_exact(&mut came).unwrap();
+            assert_eq!(&came, b"and up");
+        }
         let another = net.guest.connect(server).unwrap();
         let (accepted, _) = serve::accept(&listener);
         drop((another, accepted));
