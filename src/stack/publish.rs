@@ -174,6 +174,13 @@ impl<H: Host> Stack<H> {
 
     /// A published port has connections or datagrams.
     pub(super) fn published_ready(&mut self, turn: &mut Turn<'_, H>, id: usize) {
+        if self
+            .published
+            .paused_until
+            .is_some_and(|until| turn.now < until)
+        {
+            return self.set_pending(id, true);
+        }
         for _ in 0..BUDGET {
             let step = match self.published.ports.get(&id) {
                 Some(Port {

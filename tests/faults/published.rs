@@ -161,3 +161,47 @@ fn row_52_udp_client_on_the_loopback() {
     rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
     rig.recovers(0);
 }
+
+#[test]
+fn row_09_no_descriptors_for_a_published_port() {
+    let total = count(500, 5_000);
+    let mut rig = Rig::new();
+    publish(&mut rig, Protocol::Tcp, TCP_PORT);
+    let (witness, id) = rig.open(999, crate::rig::echo());
+    let mut witness = witness;
+    rig.net.limit_open(Some(2));
+    let mut clients = Vec::new();
+    let before = rig.woken();
+    for nth in 0..total {
+        let port = u16::try_from(1000 + nth).unwrap();
+        let client = SocketAddr::new(addr("192.0.2.9:0").ip(), port);
+        clients.push(rig.net.client_connect(addr(TCP_PORT), client).unwrap());
+        rig.millis(1);
+    }
+    rig.secs(10);
+    // Ten looks a second at most, and no more lines than that (`recovers` looks at them, too).
+    assert!(
+        rig.woken() - before <= 10 * (11 + total as u64 / 1000),
+        "it spins"
+    );
+    rig.log_is_quiet();
+    // The connection that was there is served meanwhile.
+    rig.frame(&witness.data(b"still"));
+    assert_eq!(rig.net.server_read(id, 100), b"still");
+    // Descriptors return: within a moment every client reaches the guest, which refuses here.
+    rig.net.limit_open(None);
+    rig.secs(1);
+    for segment in rig.received() {
+        if segment.protocol == packets::TCP && segment.payload[13] == SYN {
+            let from = SocketAddr::new(segment.src, segment.word(0));
+            let mut peer = Peer::new(80, from);
+            peer.next.ack = u32::from(segment.word(4)) << 16 | u32::from(segment.word(6));
+            peer.next.ack = peer.next.ack.wrapping_add(1);
+            rig.frame(&peer.with(RST | ACK, &[], |it| it.seq = 0));
+        }
+    }
+    assert!(clients.iter().all(|id| rig.net.server_sees_reset(*id)));
+    rig.frame(&witness.rst());
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.recovers(0);
+}

@@ -85,6 +85,16 @@ impl Rig {
         rig
     }
 
+    /// Turns that began because a deadline had come, so far.
+    pub(crate) fn woken(&self) -> u64 {
+        self.woken
+    }
+
+    /// The log stayed within its bounds until now.
+    pub(crate) fn log_is_quiet(&self) {
+        self.log.is_quiet();
+    }
+
     /// Frames to the guest are counted from now on, and not kept.
     pub(crate) fn only_count(&mut self) {
         self.keep = false;
