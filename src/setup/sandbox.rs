@@ -1,7 +1,8 @@
 //! Gives up, for good, all that carrying packets does not need. Runs last, when every descriptor that
 //! will be needed is open; what only works outside is the broker's ([`super::broker`]).
 //!
-//! The stages, each with the reason for its place, are the body of [`enter`]. Comes in: how much the
+//! The stages, each with the reason for its place, are the bodies of [`confine`] and
+//! [`filter`], which each thread goes through by itself. Comes in: how much the
 //! caller insists. Goes out: a process without files, powers or most system calls.
 
 use std::fs;
