@@ -20,7 +20,7 @@ const LEAST: usize = 4096;
 
 /// Where a TCP header has its sequence number and its flags.
 const SEQUENCE: usize = 4;
-const FLAGS: usize = 13;
+pub(super) const FLAGS: usize = 13;
 
 /// How far one sequence number is behind another, if it is.
 const fn ahead_of(one: u32, other: u32) -> bool {
@@ -145,7 +145,7 @@ impl Engine {
 }
 
 /// Where the TCP header begins in a packet without IPv6 extension headers.
-fn header_of(packet: &[u8]) -> usize {
+pub(super) fn header_of(packet: &[u8]) -> usize {
     if packet[0] >> 4 == 6 {
         40
     } else {

@@ -11,7 +11,7 @@ use smoltcp::socket::tcp::{ConnectError, ListenError, SendError, Socket, SocketB
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
 use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option, stamped};
-use super::tcp_direct::set_length;
+use super::tcp_direct::{FLAGS, header_of, set_length};
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
@@ -26,9 +26,6 @@ pub const RING: usize = 1 << 20;
 
 /// The scale that smoltcp announces for a ring of that size: the least by which its window fits 16 bits.
 const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
-
-/// Where a TCP header has its flags.
-const FLAGS: usize = 13;
 
 /// Headers of a segment without payload are no longer than this: 60 bytes each at most.
 pub(super) const MAX_HEADERS: usize = 120;
@@ -508,11 +505,7 @@ impl Engine {
     fn vary_window(&mut self, packet: &mut [u8], window: u16) {
         self.varied = !self.varied;
         let window = window.saturating_add(u16::from(self.varied));
-        let header_len = if packet[0] >> 4 == 6 {
-            40
-        } else {
-            usize::from(packet[0] & 0xf) * 4
-        };
+        let header_len = header_of(packet);
         if let Some(field) = packet.get_mut(header_len + 14..header_len + 16) {
             field.copy_from_slice(&window.to_be_bytes());
         }

@@ -1,9 +1,10 @@
 //! Ports of the host that lead to a guest.
 //!
-//! Owns the listening sockets. Comes in: connections and datagrams of the host's clients. Goes out:
-//! flows towards the guest whose source is the client itself (a client on the host's loopback
-//! appears as the gateway, which the guest can answer); where the rule lets it, a connection goes past the
-//! link instead ([`super::spliced`]). Bind errors are the caller's to report.
+//! Owns the listening sockets; of several workers the first has those of TCP, and the list of all. Comes in:
+//! connections and datagrams of the host's clients. Goes out: flows towards the guest whose source is the
+//! client itself (a client on the host's loopback appears as the gateway, which the guest can answer); where
+//! the rule lets it, a connection goes past the link instead ([`super::spliced`]). Bind errors are the caller's
+//! to report.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
