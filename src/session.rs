@@ -40,6 +40,7 @@ use crate::setup::sandbox::{self, Sandbox};
 use crate::setup::{attach, socket_file};
 use crate::stack::share::Place;
 use crate::stack::{LinkInfo, Stack};
+use crate::sys::reserve::Reserve;
 use crate::sys::signals::SignalSource;
 use crate::sys::{fd, memory, process};
 use crate::workers::{Crew, runtime};
@@ -64,6 +65,7 @@ struct Plan {
     api: Option<OwnedFd>,
     sandbox: Sandbox,
     names: Names,
+    reserve: Reserve,
 }
 
 /// What the broker does for every network.
@@ -95,6 +97,17 @@ fn listen(
     let socket = socket_file::listen(option, path, kind)?;
     broker.remove_at_end(path).context(option.to_owned())?;
     Ok(Some(socket))
+}
+
+/// Lets this process have as many descriptors as it may, but for those that are kept for the API.
+fn descriptors() -> Result<Reserve> {
+    let (now, most) = process::descriptor_limits().context("reading the limit on descriptors")?;
+    tracing::debug!(most, "descriptors");
+    let reserve = Reserve::begin(most).or_else(|error| {
+        tracing::warn!(%error, "the limit on descriptors stays low");
+        Reserve::begin(now)
+    });
+    reserve.context("setting the limit on descriptors")
 }
 
 /// What a link says of itself.
@@ -148,11 +161,12 @@ fn never() -> mpsc::Receiver<Command> {
 
 /// Everything that carries packets over a link, ready to run.
 fn event_loop<L: Link>(
-    config: &Arc<Config>,
+    (config, reserve): (&Arc<Config>, Reserve),
     (link, (capabilities, guest_mac)): (L, LinkTraits),
     part: Part,
 ) -> Result<EventLoop<L>> {
-    let mut host = KernelHost::new(config, part.resolver).context("opening the poller")?;
+    let host = KernelHost::new(config, part.resolver, reserve);
+    let mut host = host.context("opening the poller")?;
     if let Some(line) = part.opener {
         host.set_inside(line).context("watching the opener")?;
     }
@@ -172,14 +186,10 @@ fn first_loop<L: Link>(plan: &Plan, link: (L, LinkTraits), part: Part) -> Result
     if let Err(error) = memory::keep_pages_small() {
         tracing::debug!(%error, "huge pages as the system has them");
     }
-    match process::raise_descriptor_limit() {
-        Ok(limit) => tracing::debug!(limit, "descriptors"),
-        Err(error) => tracing::warn!(%error, "the limit on descriptors stays low"),
-    }
     let config = &plan.config;
     let (guest, mtu, workers) = (config.plan.guest(), config.mtu, config.workers);
     let (capabilities, _) = link.1;
-    let mut event_loop = event_loop(config, link, part)?;
+    let mut event_loop = event_loop((config, plan.reserve), link, part)?;
     event_loop
         .check_outbound()
         .with_context(|| outbound_step(plan.names.outbound, config))?;
@@ -213,11 +223,11 @@ fn enter_sandbox(plan: &Plan, others: Vec<(OwnedFd, Part)>) -> Result<Crew> {
     sandbox::confine(sandbox).context(option)?;
     let crew = Crew::default();
     for (tap, part) in others {
-        let config = Arc::clone(&plan.config);
+        let (config, reserve) = (Arc::clone(&plan.config), plan.reserve);
         let name = format!("tapgate-{}", part.place.index);
         crew.start(
             name,
-            move || event_loop(&config, tap_link(tap)?, part),
+            move || event_loop((&config, reserve), tap_link(tap)?, part),
             move || sandbox::filter(sandbox).context(option),
         )?;
     }
@@ -245,9 +255,9 @@ fn serve<L: Link, T: Send + 'static>(
             over.map(Some)
         });
         if let Some(socket) = plan.api {
-            let addresses = plan.config.plan;
+            let (addresses, reserve) = (plan.config.plan, plan.reserve);
             control.spawn(async move {
-                let served = api::serve(socket, commands, addresses).await;
+                let served = api::serve(socket, commands, (addresses, reserve)).await;
                 if let Err(error) = &served {
                     tracing::warn!(%error, "the API is not served");
                 }
@@ -297,6 +307,7 @@ pub fn command(
         api: listen(Some(&broker), "--api-socket", api_socket, SockType::Stream)?,
         sandbox,
         names: job::TAPGATE,
+        reserve: descriptors()?,
     };
     broker.seal().context("speaking to the broker")?;
     let resolver = resolver(Some(&mut broker))?;
@@ -361,6 +372,7 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
         config: Arc::new(job.config),
         sandbox: job.sandbox,
         names: job.names,
+        reserve: descriptors()?,
     };
     let resolver = resolver(broker.as_mut())?;
     if let Some(broker) = &broker {

@@ -22,6 +22,7 @@ use support::guest::Guest;
 use support::serve::{self, accept};
 use support::slirp4netns::Api;
 use support::sockets::{Sockets, assert_errno, reset};
+use support::sys::raise_descriptor_limit;
 use support::world::World;
 use support::{
     ANY, ANY6, GATEWAY, GUEST, GUEST6, LOOPBACK, LOOPBACK6, SOON, WORLD_A, at, wait_until,
@@ -240,7 +241,7 @@ fn reader_that_stops_holds_its_own_connection_back_alone() {
 
 #[test]
 fn five_hundred_at_once_are_all_joined() {
-    let _ = tapgate::sys::process::raise_descriptor_limit();
+    let _ = raise_descriptor_limit();
     let net = Net::up(&["-p", "8080:80"]);
     // On the loopback alone: who took the tap would be refused.
     let echo = serve::tcp_echo(net.guest.listen(at(LOOPBACK, 80)).unwrap());

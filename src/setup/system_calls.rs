@@ -109,6 +109,11 @@ const FLAGS: &[&[Only]] = &[
     &[Only::Is(1, libc::F_SETPIPE_SZ)],
 ];
 
+/// Of this process, the limit on descriptors, which only a privileged one can raise above what it was.
+const OWN_DESCRIPTORS: &[&[Only]] = &[&[Only::Is(0, 0), Only::Is(1, DESCRIPTORS)]];
+/// `RLIMIT_NOFILE`, whose type differs from one C library to the other.
+const DESCRIPTORS: i32 = 7;
+
 /// A descriptor's flags are asked for, nothing else.
 const ASKED: &[&[Only]] = &[&[Only::Is(1, libc::F_GETFD)]];
 
@@ -200,6 +205,15 @@ pub const CALLS: &[Call] = &[
         "published ports' clients that go past the tap",
     ),
     any("pipe2", libc::SYS_pipe2, "between those and the guest"),
+    Call {
+        everywhere: false,
+        ..only(
+            "prlimit64",
+            libc::SYS_prlimit64,
+            OWN_DESCRIPTORS,
+            "an API client gets one of the last descriptors",
+        )
+    },
     only("mmap", libc::SYS_mmap, NOT_EXECUTABLE, "rings of a flow"),
     any("munmap", libc::SYS_munmap, "rings of a flow that ended"),
     any("brk", libc::SYS_brk, "the heap"),

@@ -164,18 +164,23 @@ impl<'a> ReceivedDatagram<'a> {
 
     /// What the kernel says of it.
     pub fn control_messages(&self) -> impl Iterator<Item = ControlMessage<'a>> + use<'a> {
-        let mut rest = self.control;
-        std::iter::from_fn(move || {
-            let length = usize::from_ne_bytes(*rest.first_chunk()?);
-            let message = ControlMessage {
-                level: i32::from_ne_bytes(*rest.get(8..)?.first_chunk()?),
-                kind: i32::from_ne_bytes(*rest.get(12..)?.first_chunk()?),
-                data: rest.get(CONTROL_HEADER..length)?,
-            };
-            rest = rest
-                .get(length.next_multiple_of(CONTROL_ALIGNMENT)..)
-                .unwrap_or_default();
-            Some(message)
-        })
+        control_messages(self.control)
     }
+}
+
+/// The control messages (cmsg(3)) that a buffer holds, up to its end or to zeroes.
+pub(super) fn control_messages(buffer: &[u8]) -> impl Iterator<Item = ControlMessage<'_>> {
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        let length = usize::from_ne_bytes(*rest.first_chunk()?);
+        let message = ControlMessage {
+            level: i32::from_ne_bytes(*rest.get(8..)?.first_chunk()?),
+            kind: i32::from_ne_bytes(*rest.get(12..)?.first_chunk()?),
+            data: rest.get(CONTROL_HEADER..length)?,
+        };
+        rest = rest
+            .get(length.next_multiple_of(CONTROL_ALIGNMENT)..)
+            .unwrap_or_default();
+        Some(message)
+    })
 }

@@ -8,10 +8,12 @@ use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, accept4,
-    recvmsg, sendmsg, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept4, recvmsg, sendmsg,
+    socketpair,
 };
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+use super::datagrams::control_messages;
 
 /// Longest message that [`receive`] takes whole, bytes.
 pub const MAX_MESSAGE: usize = 8 * 1024;
@@ -255,19 +257,19 @@ fn receive_with(
     let mut vector = [IoSliceMut::new(bytes)];
     let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut vector, Some(&mut control), flags)?;
-    let mut received = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control {
-            for descriptor in descriptors {
-                // SAFETY: the kernel installed this descriptor for this message and nobody else
-                // has been told its number.
-                received.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
-            }
-        }
-    }
     let len = message.bytes;
     bytes.truncate(len);
-    Ok(received)
+    // Where our own descriptors run out the kernel gives some and says that the message was cut short
+    // (unix(7), MSG_CTRUNC). Those are open and must have an owner, so nix's reader, which gives none, won't do.
+    let rights = control_messages(&control)
+        .filter(|it| (it.level, it.kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS));
+    let numbers = rights.flat_map(|it| it.data.as_chunks().0);
+    let owned = numbers.map(|number| {
+        // SAFETY: the kernel installed this descriptor for this message and nobody else has been told its
+        // number; the buffer was zeroes before, so nothing else looks like one.
+        unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(*number)) }
+    });
+    Ok(owned.collect())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod privileges;
 pub mod process;
 pub mod readiness;
+pub mod reserve;
 pub mod signals;
 pub mod socket;
 pub mod tap;

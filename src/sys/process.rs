@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
@@ -56,16 +57,21 @@ pub fn owning_user_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Lets this process open as many descriptors as it may: every flow has one. Only for ourselves; a
-/// command that we run keeps the limit it would have had.
+/// How many descriptors this process may have, and how far it may raise that. Only for ourselves: a command
+/// that we run keeps the limit it would have had.
 ///
 /// # Errors
-/// When the limit can't be read or set.
-pub fn raise_descriptor_limit() -> io::Result<u64> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(hard)
+/// When the limits can't be read.
+pub fn descriptor_limits() -> io::Result<(u64, u64)> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?)
+}
+
+/// Limits the descriptors of this process for now; it may raise the limit again up to `most`.
+///
+/// # Errors
+/// When `most` is more than it may have.
+pub fn limit_descriptors(now: u64, most: u64) -> io::Result<()> {
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, now, most)?)
 }
 
 /// Gives `SIGPIPE` back its default action, which Rust's runtime takes away: a command that we run

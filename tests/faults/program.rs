@@ -13,11 +13,13 @@ use crate::frames::query;
 use crate::support::attached::{Attached, Net};
 use crate::support::dns::Resolver;
 use crate::support::guest::Guest;
-use crate::support::slirp4netns::descriptors;
+use crate::support::slirp4netns::{Api, descriptors};
 use crate::support::sockets::Sockets;
 use crate::support::sys::raise_descriptor_limit;
 use crate::support::world::World;
-use crate::support::{GATEWAY, LOOPBACK, RESOLVER, SOON, at, serve, timed, wait_until};
+use crate::support::{
+    ANY, GATEWAY, GUEST, LOOPBACK, RESOLVER, SOON, WORLD_A, at, serve, timed, wait_until,
+};
 
 /// A connection carries bytes both ways.
 fn echoes(mut stream: &TcpStream) {
@@ -73,6 +75,81 @@ fn row_08_descriptors_of_the_program_run_out() {
         });
         echoes(&witness);
         assert_eq!(tapgate.try_status(), None, "{}", tapgate.log());
+    }
+}
+
+#[test]
+fn row_08_some_descriptors_are_kept_from_the_guest() {
+    let world = World::new();
+    let echo = serve::tcp_echo(world.listen(at(LOOPBACK, 0)).unwrap());
+    let server = at(GATEWAY, echo.port());
+    let guest = Guest::new(&world);
+    let inside = guest.listen(at(ANY, 80)).unwrap();
+    let pid = guest.pid().to_string();
+    let options = [
+        "--api-socket",
+        "/mnt/api.sock",
+        "-p",
+        "8080:80",
+        &pid,
+        "tap0",
+    ];
+    let mut tapgate = Attached::start_by(&world, &["prlimit", "--nofile=64:64"], &options);
+    let api = Api::new(&world, "api.sock");
+    let (mut held, refused) = take_all(&guest, server);
+    assert!(held.len() > 10 && refused.raw_os_error() == Some(libc::ECONNREFUSED));
+    // Clients of the published port are served, past the tap and over it, and so is the API.
+    let called = |to, port| {
+        let outside = world.connect(at(to, port)).unwrap();
+        let (inside, peer) = serve::accept(&inside);
+        (&outside).write_all(b"question").unwrap();
+        let mut heard = [0; 8];
+        (&inside).read_exact(&mut heard).unwrap();
+        ((outside, inside), peer.ip())
+    };
+    for _ in 0..5 {
+        for (to, seen) in [(LOOPBACK, GUEST), (WORLD_A, WORLD_A)] {
+            assert_eq!(called(to, 8080).1, seen);
+        }
+        let id = api.publish("tcp", 8081, 80);
+        drop(called(LOOPBACK, 8081));
+        assert_eq!(api.list().len(), 2);
+        api.remove(id);
+        let (more, _) = take_all(&guest, server);
+        held.extend(more);
+    }
+    // Not even they can keep the API waiting, and all get through once there is room.
+    let clients: Vec<_> = (0..30)
+        .map(|_| world.connect(at(WORLD_A, 8080)).unwrap())
+        .collect();
+    let echo_inside = serve::tcp_echo(inside.try_clone().unwrap());
+    for _ in 0..10 {
+        assert_eq!(api.list().len(), 1);
+    }
+    held.clear();
+    clients.iter().for_each(echoes);
+    drop(echo_inside);
+    drop(clients);
+    let freed = wait_until("descriptors to come back", SOON, || {
+        guest.connect(server).ok()
+    });
+    assert_eq!(called(LOOPBACK, 8080).1, GUEST);
+    // The end of the target is noticed when the guest holds everything.
+    let (held, _) = take_all(&guest, server);
+    drop((guest, freed));
+    let ended = wait_until("the end of the target", SOON, || tapgate.try_status());
+    assert!(ended.success(), "{}", tapgate.log());
+    drop(held);
+}
+
+/// All connections that a guest gets, and what the next one hears.
+fn take_all(guest: &Guest, server: SocketAddr) -> (Vec<TcpStream>, std::io::Error) {
+    let mut held = Vec::new();
+    loop {
+        match guest.connect(server) {
+            Ok(stream) => held.push(stream),
+            Err(error) => return (held, error),
+        }
     }
 }
 

@@ -10,9 +10,9 @@ pub mod hostfwd;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +21,9 @@ use tokio::time::Instant;
 
 use super::Command;
 use crate::config::AddressPlan;
+use crate::sys::fd;
+use crate::sys::readiness::watch;
+use crate::sys::reserve::Reserve;
 use hostfwd::{MAX_REQUEST, Parsed, Refused, Request};
 
 /// How long a client may take for its request, and again for its answer.
@@ -31,7 +34,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const MAX_CLIENTS: usize = 256;
 /// What each of them has at least, however many wait.
 const GRACE: Duration = Duration::from_millis(50);
-/// How long nobody is let in when descriptors have run out.
+/// How long nobody is let in when descriptors have run out, those of the reserve too.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Tasks of which the oldest goes when there are too many.
@@ -50,13 +53,17 @@ impl<T: Send + 'static> Crowd<T> {
     }
 
     fn admit(&mut self, task: impl Future<Output = T> + Send + 'static) {
-        if self.in_order.len() >= MAX_CLIENTS
-            && let Some((_, oldest)) = self.in_order.pop_front()
-        {
-            oldest.abort();
+        if self.in_order.len() >= MAX_CLIENTS {
+            self.let_oldest_go();
         }
         let task = self.tasks.spawn(task);
         self.in_order.push_back((Instant::now(), task));
+    }
+
+    fn let_oldest_go(&mut self) {
+        if let Some((_, oldest)) = self.in_order.pop_front() {
+            oldest.abort();
+        }
     }
 
     /// When there is room: at once, where this is `None`, or when the oldest has had its time.
@@ -84,9 +91,9 @@ impl<T: Send + 'static> Crowd<T> {
 pub async fn serve(
     listener: OwnedFd,
     commands: mpsc::Sender<Command>,
-    plan: AddressPlan,
+    (plan, reserve): (AddressPlan, Reserve),
 ) -> io::Result<()> {
-    let listener = tokio::net::UnixListener::from_std(UnixListener::from(listener))?;
+    let listener = watch(listener)?;
     let mut asking = Crowd::new();
     let mut answered = Crowd::new();
     loop {
@@ -96,11 +103,12 @@ pub async fn serve(
                 if let Some(room) = room {
                     tokio::time::sleep_until(room).await;
                 }
-                listener.accept().await
+                accept(&listener, reserve).await
             } => match accepted {
-                Ok((stream, _)) => asking.admit(listen_to(stream, plan)),
+                Ok(stream) => asking.admit(listen_to(stream, plan)),
                 Err(error) => {
-                    tracing::debug!(%error, "API client lost");
+                    tracing::debug!(%error, "no room for an API client");
+                    asking.let_oldest_go();
                     tokio::time::sleep(PAUSE).await;
                 }
             },
@@ -112,6 +120,24 @@ pub async fn serve(
                 answered.admit(tell(stream, answer));
             },
             _ = answered.done() => {}
+        }
+    }
+}
+
+/// Waits for the next client; where descriptors have run out it gets one of the reserve.
+async fn accept(listener: &AsyncFd<OwnedFd>, reserve: Reserve) -> io::Result<UnixStream> {
+    loop {
+        let mut guard = listener.readable().await?;
+        let accepted = match fd::accept(listener.get_ref()) {
+            // Said before anybody looks whether there is a client.
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                reserve.open_last(|| fd::accept(listener.get_ref()))
+            }
+            accepted => accepted,
+        };
+        match accepted {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => guard.clear_ready(),
+            accepted => return UnixStream::from_std(accepted?.into()),
         }
     }
 }

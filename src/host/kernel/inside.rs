@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::host::{Event, Token};
 use crate::sys::fd;
+use crate::sys::reserve::Reserve;
 
 /// Sockets that are opened at one request.
 pub const BATCH: usize = fd::MAX_DESCRIPTORS;
@@ -92,13 +93,17 @@ impl Inside {
         }
     }
 
-    /// Takes what has come; says so to those who wait.
-    pub(super) fn collect(&mut self, events: &mut Vec<Event>) {
+    /// Takes what has come; says so to those who wait. Of what is in the reserve no more is kept than they need.
+    pub(super) fn collect(&mut self, reserve: Reserve, events: &mut Vec<Event>) {
         while let Some(line) = &self.line {
             let received = fd::try_receive_all(line, &mut self.buffer);
             match (received, self.buffer.first()) {
-                (Ok(sockets), Some(&family)) => {
-                    self.stock_up(family == request(true), sockets, events)
+                (Ok(mut sockets), Some(&family)) => {
+                    let ipv6 = family == request(true);
+                    // Their numbers rise, so those of the reserve are the last.
+                    let free = sockets.iter().filter(|socket| !reserve.holds(*socket));
+                    sockets.truncate(free.count().max(self.stock(ipv6).waiting.len()));
+                    self.stock_up(ipv6, sockets, events);
                 }
                 (Err(error), _) if error.kind() == ErrorKind::WouldBlock => break,
                 (Err(error), _) if error.kind() == ErrorKind::Interrupted => {}

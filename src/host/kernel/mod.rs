@@ -3,7 +3,7 @@
 //! Owns the epoll descriptor and the source of resolvers; sockets are owned by the flows. One
 //! descriptor (the epoll set) is watched by tokio, so a thousand sockets cost the runtime one
 //! registration (design.md 1.7). Sockets inside the guest's namespace come by a line that is watched here
-//! ([`inside`]). No policy: whether a destination may be reached is decided
+//! ([`inside`]). What guests ask for leaves some descriptors to others ([`Reserve`]). No policy: whether a destination may be reached is decided
 //! before a call comes here.
 
 mod datagram;
@@ -29,6 +29,7 @@ use super::{DatagramRole, Event, Host, PortWish, Token};
 use crate::config::{Config, Dns, Outbound};
 use crate::net::Marks;
 use crate::sys::readiness::{EventSet, Look, try_read, watch};
+use crate::sys::reserve::Reserve;
 use crate::sys::socket::accept;
 use inside::Inside;
 use pipe::Pipes;
@@ -72,16 +73,18 @@ pub struct KernelHost {
     resolvers: Resolvers,
     inside: Inside,
     pipes: Pipes,
+    reserve: Reserve,
     /// Events that came about without the kernel.
     own_events: Vec<Event>,
 }
 
 impl KernelHost {
     /// Opens the epoll set. Needs a tokio runtime. Without a source nobody will ask for the host's resolvers.
+    /// Guests get none of the descriptors in `reserve`.
     ///
     /// # Errors
     /// When no descriptor is left.
-    pub fn new(config: &Config, resolv_conf: Option<Source>) -> io::Result<Self> {
+    pub fn new(config: &Config, resolv_conf: Option<Source>, reserve: Reserve) -> io::Result<Self> {
         Ok(Self {
             poller: watch(EventSet::new()?)?,
             events: vec![EpollEvent::empty(); EVENTS_PER_TURN],
@@ -97,6 +100,7 @@ impl KernelHost {
             },
             inside: Inside::default(),
             pipes: Pipes::default(),
+            reserve,
             own_events: Vec::new(),
         })
     }
@@ -167,7 +171,7 @@ impl KernelHost {
         }));
         events.append(&mut self.own_events);
         if inside {
-            self.inside.collect(events);
+            self.inside.collect(self.reserve, events);
         }
         Ok(more)
     }
@@ -263,6 +267,7 @@ impl Host for KernelHost {
         marks: Marks,
     ) -> io::Result<KernelTcp> {
         let socket = nonblocking(Domain::for_address(remote), Type::STREAM, None)?;
+        let socket = self.reserve.for_guest(socket)?;
         self.bind_outbound(&socket, remote.ip())?;
         let socket = KernelTcp::connect(socket, remote, marks)?;
         self.watch(socket.as_fd(), token)?;
@@ -309,7 +314,7 @@ impl Host for KernelHost {
     }
 
     fn return_pipe(&mut self, pipe: KernelPipe) {
-        self.pipes.put(pipe);
+        self.pipes.put(pipe, self.reserve);
     }
 
     fn udp_open(&mut self, role: DatagramRole) -> io::Result<KernelUdp> {
@@ -317,7 +322,10 @@ impl Host for KernelHost {
             DatagramRole::Outbound(wish) | DatagramRole::Loopback(wish) => wish.ipv6,
             DatagramRole::Connected(addr) | DatagramRole::Published(addr) => addr.is_ipv6(),
         };
-        let socket = nonblocking(family(ipv6), Type::DGRAM, None)?;
+        let mut socket = nonblocking(family(ipv6), Type::DGRAM, None)?;
+        if !matches!(role, DatagramRole::Published(_)) {
+            socket = self.reserve.for_guest(socket)?;
+        }
         match role {
             DatagramRole::Outbound(wish) => match self.outbound(ipv6) {
                 Some(Outbound::Address(addr)) => bind_wish(&socket, *addr, wish)?,
@@ -364,6 +372,7 @@ impl Host for KernelHost {
             socket2::Protocol::ICMPV4
         };
         let socket = nonblocking(family(ipv6), Type::DGRAM, Some(protocol))?;
+        let socket = self.reserve.for_guest(socket)?;
         self.bind_outbound(&socket, unspecified(ipv6))?;
         let socket = KernelEcho::new(socket, ipv6)?;
         self.watch(socket.as_fd(), token)?;

@@ -13,6 +13,7 @@ use nix::unistd::pipe2;
 
 use super::stream::KernelTcp;
 use crate::host::{Pipe, TcpSocket};
+use crate::sys::reserve::Reserve;
 
 /// Bytes of a large pipe. Measured on Linux 6.18, processor seconds for a gigabyte: 0.28 at the default of
 /// 64 KiB, 0.15 at 256 KiB and at 1 MiB.
@@ -101,9 +102,10 @@ impl Pipes {
         })
     }
 
-    /// Keeps an empty pipe.
-    pub(super) fn put(&mut self, pipe: KernelPipe) {
-        if pipe.held == 0 && self.idle.len() < MOST_IDLE {
+    /// Keeps an empty pipe, unless its descriptors are of the reserve.
+    pub(super) fn put(&mut self, pipe: KernelPipe, reserve: Reserve) {
+        let scarce = reserve.holds(&pipe.read) || reserve.holds(&pipe.write);
+        if pipe.held == 0 && self.idle.len() < MOST_IDLE && !scarce {
             self.idle.push(pipe);
         }
     }
