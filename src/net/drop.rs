@@ -51,6 +51,8 @@ reasons! {
     Destination = "destination",
     /// A fragment overlaps another (RFC 1858, RFC 5722).
     FragmentOverlap = "fragment_overlap",
+    /// A datagram has more gaps between its fragments than one in the making has.
+    FragmentGaps = "fragment_gaps",
     /// A fragment ends beyond the largest datagram.
     FragmentTooLong = "fragment_too_long",
     /// A datagram was pushed out of the reassembly memory or timed out there.

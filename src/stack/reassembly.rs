@@ -1,7 +1,7 @@
 //! Datagrams that came in fragments: put together in bounded memory, or dropped.
 //!
 //! Comes in: fragments of either family in any order. Goes out: whole packets, or a [`DropReason`]. Held is at
-//! most 64 datagrams and 4 MiB for 60 seconds each; the oldest gives way. Exact duplicates are
+//! most 64 datagrams and 4 MiB for 30 seconds each, with 128 gaps in each; the oldest gives way. Exact duplicates are
 //! passed over; any other overlap drops the whole datagram (RFC 1858, RFC 5722).
 
 use std::collections::{HashMap, VecDeque};
@@ -17,8 +17,13 @@ const MAX_BYTES: usize = 4 << 20;
 /// Longest payload of an IPv4 packet, whose length counts the header, and of an IPv6 one.
 const MAX_PAYLOAD: usize = 65_535 - 20;
 const MAX_PAYLOAD6: usize = 65_535;
-/// RFC 8200 4.5 says 60 seconds, RFC 1122 3.3.2 60 to 120.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Ranges of one datagram that are apart from each other. Every second fragment of the longest datagram at the
+/// least MTU of IPv6 makes 27, at IPv4's usual least of 576 bytes 60; looking for a fragment's place
+/// takes a step for each (CVE-2018-5391).
+const MAX_RANGES: usize = 128;
+/// RFC 8200 4.5 says 60 seconds, RFC 1122 3.3.2 60 to 120, which is for networks with delays; Linux waits for 30
+/// (`ipfrag_time`), and what comes over a tap is not late.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
@@ -250,12 +255,15 @@ impl Partial {
         if start == 0 {
             self.header = ip.bytes[..ip.header_len()].to_vec();
         }
+        self.note(start, end);
+        if self.received.len() > MAX_RANGES {
+            return Err(DropReason::FragmentGaps);
+        }
         let before = self.payload.len();
         if before < end {
             self.payload.resize(end, 0);
         }
         self.payload[start..end].copy_from_slice(ip.payload);
-        self.note(start, end);
         Ok(self.payload.len() - before)
     }
 
@@ -387,6 +395,22 @@ mod tests {
     }
 
     #[test]
+    fn gaps_are_bounded() {
+        let mut r = reassembly();
+        for at in 0..MAX_RANGES {
+            assert_eq!(add(&mut r, 0, 1, at * 16, true, &[0; 8]), Ok(None));
+        }
+        // What fills a gap is welcome; another gap is the end of the datagram.
+        assert_eq!(add(&mut r, 0, 1, 8, true, &[0; 8]), Ok(None));
+        assert_eq!(add(&mut r, 0, 1, 16_000, true, &[0; 8]), Ok(None));
+        assert_eq!(
+            add(&mut r, 0, 1, 16_016, true, &[0; 8]),
+            Err(DropReason::FragmentGaps)
+        );
+        assert_eq!((r.partial.len(), r.check()), (0, Ok(())));
+    }
+
+    #[test]
     fn unfinished_datagrams_are_bounded_in_number_and_time() {
         let mut r = reassembly();
         for id in 0..5000 {
@@ -395,9 +419,9 @@ mod tests {
         }
         assert!(r.partial.len() <= MAX_DATAGRAMS);
         assert!(r.order.len() <= 4 * MAX_DATAGRAMS + 1);
-        assert_eq!(r.expire(Instant::from_secs(59)), None);
-        assert!(r.expire(Instant::from_secs(61)).is_some());
-        while r.expire(Instant::from_secs(61)).is_some() {}
+        assert_eq!(r.expire(Instant::from_secs(29)), None);
+        assert!(r.expire(Instant::from_secs(31)).is_some());
+        while r.expire(Instant::from_secs(31)).is_some() {}
         assert_eq!((r.partial.len(), r.bytes, r.next_deadline()), (0, 0, None));
     }
 
