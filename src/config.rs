@@ -4,12 +4,16 @@
 //! says which address of the virtual subnet plays which role. Nothing here reads a file, a clock
 //! or the environment.
 
+mod limits;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+
+pub use limits::Memory;
 
 /// For how long the loop looks for more before it sleeps, microseconds: about twice what waking a
 /// processor costs in a virtual machine.
@@ -413,6 +417,9 @@ pub struct Config {
     pub busy_poll: Duration,
     /// Limit on the buffers of TCP connections together, bytes; beyond it each has room for one segment.
     pub max_buffer_memory: usize,
+    /// Address space that these buffers may take, used or not, bytes; a connection that moves has two
+    /// mebibytes of it.
+    pub ring_space: usize,
     /// Ask the kernel for tap offloads; without, checksums and segmentation are done here.
     pub offload: bool,
     /// Search list told to DHCP clients and in router advertisements.
@@ -437,6 +444,7 @@ impl Default for Config {
             workers: 1,
             busy_poll: Duration::from_micros(DEFAULT_BUSY_POLL),
             max_buffer_memory: DEFAULT_MAX_BUFFER_MEMORY,
+            ring_space: usize::MAX,
             offload: true,
             search: Vec::new(),
             udp_filtering: UdpFiltering::default(),

@@ -20,7 +20,7 @@ use tapgate::cli::{Cli, Command, Run};
 use tapgate::config::Dns;
 use tapgate::session;
 use tapgate::setup::guest::TapPlan;
-use tapgate::setup::{resolv_conf, run};
+use tapgate::setup::{memory_limit, resolv_conf, run};
 use tapgate::sys::{memory, process};
 
 fn main() -> ExitCode {
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run_command(args),
         Command::Attach(args) => {
             start_logging(&args.options);
-            session::attachment(args.job())
+            session::attachment(args.job(memory_limit::read()))
         }
         Command::Slirp4netns { args } => return as_slirp4netns(args.into_iter()),
     };
@@ -70,11 +70,12 @@ fn as_slirp4netns(args: impl Iterator<Item = OsString>) -> ExitCode {
             say(&mut out, &text);
             ExitCode::SUCCESS
         }
-        Ok(Asked::Network { job, warnings }) => {
+        Ok(Asked::Network { mut job, warnings }) => {
             for warning in warnings {
                 say(&mut out, &format!("WARNING: {warning}\n"));
             }
             log_lines(0, LogFormat::Text);
+            job.config.fit(memory_limit::read());
             exit(NAME, session::attachment(*job))
         }
         Err(wrong) => {
@@ -113,7 +114,7 @@ fn log_lines(verbose: u8, format: LogFormat) {
 
 fn run_command(args: Run) -> Result<u8> {
     start_logging(&args.options);
-    let mut config = args.options.config();
+    let mut config = args.options.config(memory_limit::read());
     config.search = session::search_list();
     // The command has its address before it begins.
     config.slaac = false;

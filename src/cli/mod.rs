@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, Memory};
 use crate::setup::attach::Target;
 use crate::setup::guest::TapPlan;
 use crate::setup::idmap::Mapping;
@@ -98,12 +98,12 @@ pub struct Attach {
 }
 
 impl Attach {
-    /// What these words ask for.
+    /// What these words ask for where there is so much memory.
     #[must_use]
-    pub fn job(&self) -> Attachment {
+    pub fn job(&self, memory: Memory) -> Attachment {
         let config = Config {
             slaac: self.no_configure,
-            ..self.options.config()
+            ..self.options.config(memory)
         };
         let mut tap = TapPlan::new(&config, self.interface(), self.options.mac.map(|mac| mac.0));
         if self.no_configure {

@@ -12,8 +12,8 @@ use ipnet::Ipv6Net;
 
 use super::publish::{self, Spec};
 use crate::config::{
-    AddressPlan, Config, DEFAULT_BUSY_POLL, DEFAULT_MAX_FLOWS, DNS_PORT, Dns, MAX_MTU, MAX_WORKERS,
-    MIN_MAX_BUFFER_MEMORY, MIN_MTU, Outbound, UdpFiltering,
+    AddressPlan, Config, DEFAULT_BUSY_POLL, DNS_PORT, Dns, MAX_MTU, MAX_WORKERS,
+    MIN_MAX_BUFFER_MEMORY, MIN_MTU, Memory, Outbound, UdpFiltering,
 };
 use crate::net::Mac;
 use crate::setup::sandbox::Switch;
@@ -106,9 +106,10 @@ pub struct Options {
     /// that), addresses that it sent to, or endpoints that it sent to
     #[arg(long, value_enum, default_value_t, value_name = "WHO")]
     pub udp_filtering: Filtering,
-    /// Limit on connections and associations together
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
-    pub max_flows: u32,
+    /// Limit on connections and associations together [default: 65536, less where the memory of the control group or
+    /// the address space is limited]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub max_flows: Option<u32>,
     /// Threads that carry packets, each with a queue of the tap and its share of the limits (1 to 8) [default: 1
     /// below four processors, else half of them, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS))]
@@ -118,9 +119,10 @@ pub struct Options {
     #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_BUSY_POLL, value_parser = clap::value_parser!(u64).range(0..=1_000))]
     pub busy_poll: u64,
     /// Where the buffers of TCP connections together stop growing, bytes, or with K, M or G: windows shrink as
-    /// they come near, and nothing fails; a connection that never drains may hold a mebibyte beyond it
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = buffer_memory)]
-    pub max_buffer_memory: usize,
+    /// they come near, and nothing fails; a connection that never drains may hold a mebibyte beyond it [default: 256M, less
+    /// where the memory of the control group is limited]
+    #[arg(long, value_name = "SIZE", value_parser = buffer_memory)]
+    pub max_buffer_memory: Option<usize>,
     /// Leave checksums and segmentation to the kernel where it can
     #[arg(long, value_enum, default_value_t, value_name = "on|off")]
     pub offload: OnOff,
@@ -139,9 +141,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// The configuration that these words ask for, without the host's search list.
+    /// The configuration that these words ask for where there is so much memory, without the host's search
+    /// list.
     #[must_use]
-    pub fn config(&self) -> Config {
+    pub fn config(&self, memory: Memory) -> Config {
+        let mut fitting = Config::default();
+        fitting.fit(memory);
         let plan = self.plan();
         Config {
             plan,
@@ -159,10 +164,11 @@ impl Options {
                 .iter()
                 .flat_map(|spec| spec.rules(&plan))
                 .collect(),
-            max_flows: self.max_flows,
+            max_flows: self.max_flows.unwrap_or(fitting.max_flows),
             workers: self.workers.map_or_else(default_workers, usize::from),
             busy_poll: Duration::from_micros(self.busy_poll),
-            max_buffer_memory: self.max_buffer_memory,
+            max_buffer_memory: self.max_buffer_memory.unwrap_or(fitting.max_buffer_memory),
+            ring_space: fitting.ring_space,
             offload: self.offload == OnOff::On,
             search: Vec::new(),
             udp_filtering: self.udp_filtering.into(),

@@ -30,6 +30,8 @@ const WARM_TIME: Duration = Duration::from_secs(2);
 /// All engines that no connection has at the moment.
 pub struct EnginePool {
     budget: Rc<Budget>,
+    /// There may be as many, in use or warm.
+    most: usize,
     warm: Vec<Box<Engine>>,
     /// The fewest that were warm at a time since the last look.
     least: usize,
@@ -37,11 +39,13 @@ pub struct EnginePool {
 }
 
 impl EnginePool {
-    /// A pool whose rings hold no more than `limit` bytes, but for a segment in each.
+    /// A pool whose rings hold no more than `limit` bytes, but for a segment in each, and take no more than
+    /// `space` bytes of addresses, but for one engine's.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
+    pub fn new(limit: usize, space: usize) -> Self {
         Self {
             budget: Rc::new(Budget::new(limit)),
+            most: (space / (2 * RING)).max(1),
             warm: Vec::new(),
             least: 0,
             look_at: None,
@@ -61,6 +65,9 @@ impl EnginePool {
             self.least = self.least.min(self.warm.len());
             engine.renew((now, seed), path, local);
             return Some(engine);
+        }
+        if !self.has_one() {
+            return None;
         }
         self.least = 0;
         let rings = [buf::zeroed(RING)?, buf::zeroed(RING)?];
@@ -92,6 +99,12 @@ impl EnginePool {
         if small && self.warm.len() < WARM {
             self.warm.push(engine);
         }
+    }
+
+    /// One is ready, or another may be made.
+    #[must_use]
+    pub fn has_one(&self) -> bool {
+        !self.warm.is_empty() || self.budget.engines() < self.most
     }
 
     /// Engines that connections have.

@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn an_engine_goes_on_with_any_sequence_number_in_every_state() {
-        let mut pool = EnginePool::new(1 << 30);
+        let mut pool = EnginePool::new(1 << 30, usize::MAX);
         let edges = [0, 1, u32::MAX, u32::MAX - 1, 1 << 31, 0x1234_5678];
         let numbers = (0..2000_u32).map(|n| n.wrapping_mul(0x9e37_79b9));
         for initial in edges.into_iter().chain(numbers) {
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_resumed_engine_has_nothing_to_say_but_its_next_byte() {
-        let mut pool = EnginePool::new(1 << 30);
+        let mut pool = EnginePool::new(1 << 30, usize::MAX);
         let mut tx = TxBatch::new(64, 256 * 1024);
         let streams = Streams {
             guest_ended: false,

@@ -23,6 +23,7 @@ pub mod escape;
 pub mod guest;
 pub mod idmap;
 pub mod keeper;
+pub mod memory_limit;
 pub mod opener;
 pub mod resolv_conf;
 pub mod run;

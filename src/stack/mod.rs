@@ -127,7 +127,10 @@ impl<H: Host> Stack<H> {
         Self {
             link,
             table: Table::new(place.part(max_flows), hash),
-            engines: EnginePool::new(place.part(config.max_buffer_memory)),
+            engines: EnginePool::new(
+                place.part(config.max_buffer_memory),
+                place.part(config.ring_space),
+            ),
             share: Share::new(place),
             moving: Moving::default(),
             neighbours: Neighbours::new(config.plan.gateway(), link.guest_mac, hash),

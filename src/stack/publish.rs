@@ -318,6 +318,7 @@ impl<H: Host> Stack<H> {
             return Err(error);
         }
         let seed = self.secrets.next_u64();
+        self.free_an_engine(turn.now);
         let Some(engine) = self.engines.engine(turn.now, path, seen.ip(), seed) else {
             self.counters.flows_refused += 1;
             socket.reset();

@@ -63,6 +63,25 @@ impl<H: Host> Stack<H> {
         [front, unused].into_iter().flatten().min()
     }
 
+    /// Has one of the flows in which nothing is under way give its engine back, where no more can be made; who
+    /// moved longest ago is asked first, and who can't rest comes back when it moves again.
+    pub(super) fn free_an_engine(&mut self, now: Instant) {
+        for _ in 0..BUDGET {
+            if self.engines.has_one() {
+                return;
+            }
+            let Some((_, token)) = self.moving.queue.pop_front() else {
+                return;
+            };
+            if let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
+                && flow.rest(now, &mut self.engines)
+            {
+                let deadline = flow.deadline(now);
+                self.table.set_deadline(token, deadline);
+            }
+        }
+    }
+
     /// Takes engines back from flows in which nothing moves.
     pub(super) fn let_rest(&mut self, now: Instant) {
         self.moving.now = now;

@@ -105,6 +105,7 @@ impl<H: Host> Stack<H> {
             guest: ends.src,
             remote: ends.dst,
         };
+        self.free_an_engine(turn.now);
         if let Some(token) = self.table.find(&key)
             && let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
         {
@@ -335,6 +336,7 @@ impl<H: Host> Stack<H> {
     }
 
     pub(super) fn tcp_connect_ended(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        self.free_an_engine(turn.now);
         let Some(Flow::Tcp(flow)) = self.table.get_mut(token) else {
             return;
         };
@@ -438,6 +440,7 @@ impl<H: Host> Stack<H> {
 
     /// Lets a flow move bytes, and looks after it when it is over.
     pub(super) fn pump_tcp(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        self.free_an_engine(turn.now);
         let Some(Flow::Tcp(flow)) = self.table.get_mut(token) else {
             return;
         };

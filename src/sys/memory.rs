@@ -6,6 +6,8 @@
 use std::alloc::{self, Layout};
 use std::io;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
 /// Allocations from this size on get pages of their own and give them back when freed.
 #[cfg(target_env = "gnu")]
 const OWN_PAGES: i32 = 256 * 1024;
@@ -62,6 +64,23 @@ fn text_mapping(line: &str) -> Option<(usize, usize)> {
         usize::from_str_radix(last, 16).ok()?,
     );
     is_text.then(|| (first, last.saturating_sub(first)))
+}
+
+/// Address space that this process may still take, bytes; none where that has no limit (getrlimit(2),
+/// `RLIMIT_AS`, `RLIMIT_DATA`), or no `/proc` tells how much it has.
+#[must_use]
+pub fn address_space_left() -> Option<u64> {
+    let left = |resource, name: &str| {
+        let (limit, _) = getrlimit(resource).ok()?;
+        let text = std::fs::read_to_string("/proc/self/status").ok()?;
+        // proc_pid_status(5): in kibibytes.
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let taken: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+        (limit != RLIM_INFINITY).then(|| limit.saturating_sub(taken * 1024))
+    };
+    let all = left(Resource::RLIMIT_AS, "VmSize:");
+    let data = left(Resource::RLIMIT_DATA, "VmData:");
+    all.into_iter().chain(data).min()
 }
 
 /// Zeroed bytes, whose pages are committed when they are first written to; none where there is no

@@ -26,6 +26,7 @@ mod fragments;
 mod frames;
 mod host;
 mod ipv6;
+mod memory;
 mod names;
 mod output;
 mod policy;
