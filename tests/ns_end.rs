@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::fs;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::process::{Mark, Running, wait_for_sleep, wait_until_gone};
@@ -99,7 +97,7 @@ fn background_children_do_not_outlive_the_command() {
 #[test]
 fn no_mount_and_no_file_is_left_however_it_ends() {
     let world = World::new();
-    let before = traces(&world);
+    let before = world.traces();
     for end in [
         None,
         Some(Signal::SIGTERM),
@@ -116,7 +114,7 @@ fn no_mount_and_no_file_is_left_however_it_ends() {
         if let Some(signal) = end {
             wait_for_sleep(&mark);
             assert_eq!(
-                traces(&world).0,
+                world.traces().0,
                 before.0,
                 "no mount shows on the host meanwhile"
             );
@@ -124,7 +122,7 @@ fn no_mount_and_no_file_is_left_however_it_ends() {
         }
         running.finish(SOON);
         wait_until_gone(&mark);
-        assert_eq!(traces(&world), before, "after {end:?}");
+        assert_eq!(world.traces(), before, "after {end:?}");
     }
 }
 
@@ -145,7 +143,7 @@ fn no_interface_and_no_socket_is_left() {
 #[test]
 fn interrupted_start_leaves_nothing() {
     let world = World::new();
-    let before = traces(&world);
+    let before = world.traces();
     for _ in 0..20 {
         let mark = Mark::new();
         let running = world.start_inside(&[], &format!("exec sleep {mark}"));
@@ -154,7 +152,7 @@ fn interrupted_start_leaves_nothing() {
         running.finish(SOON);
         wait_until_gone(&mark);
     }
-    assert_eq!(traces(&world), before);
+    assert_eq!(world.traces(), before);
 }
 
 #[test]
@@ -166,16 +164,4 @@ fn zombies_of_the_command_are_no_reason_to_stay() {
     let finished = world.start_inside(&[], &script).finish(SOON);
     assert_eq!(finished.output(), "done\n");
     wait_until_gone(&mark);
-}
-
-/// What a program could leave on the world's host: mounts, and names in places for passing files.
-fn traces(world: &World) -> (String, Vec<String>) {
-    let root = format!("/proc/{}", world.pid());
-    let mounts = fs::read_to_string(format!("{root}/mountinfo")).expect("the world lives");
-    let mut command = world.command("sh");
-    let list = "find /tmp; find /mnt /mnt/etc /dev/shm -maxdepth 1";
-    let listing = support::process::run(command.args(["-c", list])).output();
-    let mut names: Vec<String> = listing.lines().map(str::to_owned).collect();
-    names.sort();
-    (mounts, names)
 }

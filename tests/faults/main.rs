@@ -27,6 +27,7 @@ mod frames;
 mod host;
 mod ipv6;
 mod memory;
+mod killed;
 mod names;
 mod output;
 mod policy;

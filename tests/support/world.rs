@@ -180,6 +180,17 @@ impl World {
             .output()
     }
 
+    /// What a program could leave on this host: mounts, and names in places for passing files.
+    pub(crate) fn traces(&self) -> (String, Vec<String>) {
+        let mounts = format!("/proc/{}/mountinfo", self.pid());
+        let mounts = fs::read_to_string(mounts).expect("the world lives");
+        let list = "find /tmp; find /mnt /mnt/etc /dev/shm -maxdepth 1";
+        let listing = run(self.command("sh").args(["-c", list])).output();
+        let mut names: Vec<String> = listing.lines().map(str::to_owned).collect();
+        names.sort();
+        (mounts, names)
+    }
+
     /// How a process gets into this world.
     pub(crate) fn plan(&self) -> &Plan {
         &self.enter
