@@ -1,8 +1,9 @@
 //! The DHCP server (RFC 2131): sixteen addresses, and what a guest must know of the network.
 //!
 //! Comes in: the payload of a datagram to port 67. Goes out: the payload of the reply and where it
-//! goes, or nothing. Relays are not served. Leases are bounded by the pool: when it is used up the
-//! one that ran out, or was promised, longest ago is given again, never one in use.
+//! goes, or nothing. Relays are not served. [`leases`] knows whose an address is.
+
+mod leases;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -10,6 +11,8 @@ use crate::config::{AddressPlan, Config, Dns};
 use crate::net::dns::encode_names;
 use crate::net::emit::Ends;
 use crate::net::{Duration, Instant, Mac};
+
+use leases::Leases;
 
 /// Port that servers listen at.
 pub const SERVER_PORT: u16 = 67;
@@ -22,12 +25,6 @@ const COOKIE: [u8; 4] = [99, 130, 83, 99];
 const MIN_REPLY: usize = 300;
 /// Bytes of option 119 that fit one option.
 const MAX_SEARCH_BYTES: usize = 255;
-
-const LEASE: Duration = Duration::from_secs(86_400);
-/// How long an offer is held for the client that it was made to.
-const OFFER: Duration = Duration::from_secs(60);
-/// How long an address rests that a client found in use.
-const DECLINED: Duration = Duration::from_secs(600);
 
 /// DHCP message types (RFC 2132 9.6).
 mod kind {
@@ -105,31 +102,27 @@ fn parse(bytes: &[u8]) -> Option<Message> {
     (message.kind != 0 && message.mac.is_unicast()).then_some(message)
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Lease {
-    mac: Option<Mac>,
-    until: Instant,
-}
-
 /// The server and its leases.
 #[derive(Debug)]
 pub struct DhcpServer {
     plan: AddressPlan,
-    /// One for each address of the pool, in order.
-    leases: Vec<Lease>,
+    leases: Leases,
 }
 
 impl DhcpServer {
     /// A server for the pool of `plan`, with no lease given.
     #[must_use]
     pub fn new(plan: AddressPlan) -> Self {
-        let free = Lease {
-            mac: None,
-            until: Instant::from_micros(i64::MIN),
-        };
         Self {
             plan,
-            leases: plan.lease_pool().map(|_| free).collect(),
+            leases: Leases::new(plan),
+        }
+    }
+
+    /// Somebody was heard with an address: its lease is in use if it is the owner.
+    pub fn note_use(&mut self, addr: IpAddr, mac: Mac) {
+        if let IpAddr::V4(addr) = addr {
+            self.leases.note_use(addr, mac);
         }
     }
 
@@ -142,33 +135,21 @@ impl DhcpServer {
         bytes: &[u8],
     ) -> Option<Reply> {
         let message = parse(bytes)?;
+        let (mac, wanted) = (message.mac, message.requested);
         match message.kind {
             kind::DISCOVER => {
-                let place = self.choose(now, &message)?;
-                // A holder that asks again keeps what it was promised; any other has run out.
-                let promised = self.leases[place].until;
-                self.leases[place] = Lease {
-                    mac: Some(message.mac),
-                    until: promised.max(now + OFFER),
-                };
-                Some(self.reply(config, &message, kind::OFFER, Some(self.addr(place))))
+                let place = self.leases.choose(now, mac, wanted)?;
+                self.leases.offer(now, place, mac);
+                let given = (self.leases.addr(place), leases::LEASE);
+                Some(self.reply(config, &message, kind::OFFER, Some(given)))
             }
             kind::REQUEST => self.request(now, config, &message),
             kind::DECLINE => {
-                let place = self
-                    .place(message.requested?)
-                    .filter(|&place| self.holds(place, message.mac))?;
-                self.leases[place] = Lease {
-                    mac: None,
-                    until: now + DECLINED,
-                };
+                self.leases.decline(now, mac, wanted?);
                 None
             }
             kind::RELEASE => {
-                let place = self
-                    .place(message.client_addr)
-                    .filter(|&place| self.holds(place, message.mac))?;
-                self.leases[place].until = now;
+                self.leases.release(now, mac, message.client_addr);
                 None
             }
             kind::INFORM => {
@@ -180,71 +161,17 @@ impl DhcpServer {
     }
 
     fn request(&mut self, now: Instant, config: &Config, message: &Message) -> Option<Reply> {
-        if message
-            .server
-            .is_some_and(|server| server != self.plan.gateway())
-        {
+        let another = |server| server != self.plan.gateway();
+        if message.server.is_some_and(another) {
             // The client chose another server: what was offered is free again.
-            if let Some(place) =
-                (0..self.leases.len()).find(|&place| self.holds(place, message.mac))
-            {
-                self.leases[place].until = now;
-            }
+            self.leases.release_all(now, message.mac);
             return None;
         }
         let wanted = message.requested.unwrap_or(message.client_addr);
-        let granted = self
-            .place(wanted)
-            .filter(|&place| self.holds(place, message.mac) || self.is_free(place, now));
-        let Some(place) = granted else {
-            return Some(self.reply(config, message, kind::NAK, None));
-        };
-        // One address for each client: what it held before is free again.
-        for lease in self
-            .leases
-            .iter_mut()
-            .filter(|lease| lease.mac == Some(message.mac))
-        {
-            lease.until = now;
-        }
-        self.leases[place] = Lease {
-            mac: Some(message.mac),
-            until: now + LEASE,
-        };
-        Some(self.reply(config, message, kind::ACK, Some(wanted)))
-    }
-
-    fn addr(&self, place: usize) -> Ipv4Addr {
-        let first = *self.plan.lease_pool().start();
-        Ipv4Addr::from(first + u32::try_from(place).unwrap_or(0))
-    }
-
-    fn place(&self, addr: Ipv4Addr) -> Option<usize> {
-        let pool = self.plan.lease_pool();
-        let addr = u32::from(addr);
-        pool.contains(&addr)
-            .then(|| usize::try_from(addr - pool.start()).ok())?
-    }
-
-    fn holds(&self, place: usize, mac: Mac) -> bool {
-        self.leases[place].mac == Some(mac)
-    }
-
-    fn is_free(&self, place: usize, now: Instant) -> bool {
-        self.leases[place].until <= now
-    }
-
-    /// The client's own address of before, else the one it asks for, else the one free the longest.
-    fn choose(&self, now: Instant, message: &Message) -> Option<usize> {
-        let own = (0..self.leases.len()).find(|&place| self.holds(place, message.mac));
-        let asked = message
-            .requested
-            .and_then(|addr| self.place(addr))
-            .filter(|&place| self.is_free(place, now));
-        own.or(asked).or_else(|| {
-            (0..self.leases.len())
-                .filter(|&place| self.is_free(place, now))
-                .min_by_key(|&place| self.leases[place].until)
+        let granted = self.leases.grant(now, message.mac, wanted);
+        Some(match granted {
+            Some(time) => self.reply(config, message, kind::ACK, Some((wanted, time))),
+            None => self.reply(config, message, kind::NAK, None),
         })
     }
 
@@ -253,8 +180,9 @@ impl DhcpServer {
         config: &Config,
         message: &Message,
         kind: u8,
-        yours: Option<Ipv4Addr>,
+        given: Option<(Ipv4Addr, Duration)>,
     ) -> Reply {
+        let yours = given.map(|(addr, _)| addr);
         let mut payload = vec![2, 1, 6, 0];
         payload.extend(message.exchange);
         payload.extend(if kind == kind::NAK {
@@ -268,7 +196,7 @@ impl DhcpServer {
         payload.extend(message.hardware);
         payload.resize(FIXED - COOKIE.len(), 0);
         payload.extend(COOKIE);
-        self.options(config, kind, yours.is_some(), &mut payload);
+        self.options(config, kind, given.map(|(_, time)| time), &mut payload);
         payload.resize(payload.len().max(MIN_REPLY), 0);
         let (mac, addr) = destination(message, kind, yours);
         Reply {
@@ -281,7 +209,7 @@ impl DhcpServer {
         }
     }
 
-    fn options(&self, config: &Config, kind: u8, leased: bool, payload: &mut Vec<u8>) {
+    fn options(&self, config: &Config, kind: u8, lease: Option<Duration>, payload: &mut Vec<u8>) {
         let mut option = |code: u8, data: &[u8]| {
             if let Ok(len) = u8::try_from(data.len()) {
                 payload.extend([code, len]);
@@ -291,13 +219,9 @@ impl DhcpServer {
         option(53, &[kind]);
         option(54, &self.plan.gateway().octets());
         if kind != kind::NAK {
-            if leased {
-                option(
-                    51,
-                    &u32::try_from(LEASE.secs())
-                        .unwrap_or(u32::MAX)
-                        .to_be_bytes(),
-                );
+            if let Some(time) = lease {
+                let secs = u32::try_from(time.secs()).unwrap_or(u32::MAX);
+                option(51, &secs.to_be_bytes());
             }
             option(1, &self.plan.subnet().netmask().octets());
             option(3, &self.plan.gateway().octets());
@@ -473,6 +397,7 @@ mod tests {
             lab.ask(&message(1, kind::REQUEST, &[(50, &[10, 0, 2, 15])])),
             Some((kind::ACK, ip(15)))
         );
+        lab.server.note_use(ip(15).into(), Mac([2, 0, 0, 0, 0, 1]));
         for mac in 2..250 {
             lab.now += 1;
             if let Some((_, offered)) = lab.ask(&message(mac, kind::DISCOVER, &[])) {

@@ -196,6 +196,13 @@ impl<H: Host> Stack<H> {
         if let Some(elsewhere) = self.share.of_first() {
             return elsewhere;
         }
+        // Who has an address already uses it, though nobody says so again.
+        for addr in self.config.plan.lease_pool() {
+            let addr = Ipv4Addr::from(addr).into();
+            if let Some(mac) = self.neighbours.heard(addr) {
+                self.dhcp.note_use(addr, mac);
+            }
+        }
         let Some(reply) = self
             .dhcp
             .answer(turn.now, &self.config, ip.src, udp.payload)

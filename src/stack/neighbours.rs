@@ -27,7 +27,7 @@ pub struct Neighbours {
     known: HashMap<IpAddr, Mac, KeyedState>,
     /// The last one learned: most frames come from the same guest.
     latest: Option<(IpAddr, Mac)>,
-    /// What was learned and not told to anybody yet.
+    /// What was learned and nobody knows yet.
     news: Vec<(IpAddr, Mac)>,
 }
 
@@ -79,9 +79,10 @@ impl Neighbours {
         std::mem::take(&mut self.news)
     }
 
-    /// There is nobody to tell.
-    pub fn forget_news(&mut self) {
-        self.news.clear();
+    /// Who was heard with an address.
+    #[must_use]
+    pub fn heard(&self, addr: IpAddr) -> Option<Mac> {
+        self.known.get(&addr).copied()
     }
 
     /// Where a guest's address is.

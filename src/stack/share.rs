@@ -238,6 +238,7 @@ impl<H: Host> Stack<H> {
             }
             Handed::Neighbour(addr, mac) => {
                 self.neighbours.note(addr, mac);
+                self.dhcp.note_use(addr, mac);
             }
             Handed::Client {
                 socket,
@@ -272,12 +273,9 @@ impl<H: Host> Stack<H> {
             let bytes = bytes.to_vec();
             self.share.hand(to, Handed::Frame { bytes, meta, seen });
         }
-        if self.share.place.is_alone() {
-            self.neighbours.forget_news();
-            return;
-        }
         let Place { index, count, .. } = self.share.place;
         for (addr, mac) in self.neighbours.take_news() {
+            self.dhcp.note_use(addr, mac);
             for other in (0..count).filter(|other| *other != index) {
                 self.share.hand(other, Handed::Neighbour(addr, mac));
             }

@@ -63,6 +63,7 @@ fn row_38_starvation() {
     let (kind, own) = ask(&mut rig, GUEST_MAC, &[(53, &[DISCOVER])]).unwrap();
     assert_eq!(kind, OFFER);
     assert_eq!(request(&mut rig, GUEST_MAC, own), Some((ACK, own)));
+    heard(&mut rig, GUEST_MAC, own);
     let mut offered = HashSet::new();
     let mut unserved = 0;
     for nth in 0..count(2_000, 10_000) {
@@ -91,8 +92,69 @@ fn row_38_starvation() {
     assert!(unserved > 0, "and are never given twice");
     rig.secs(61);
     given_back(&mut rig);
+    taken_and_never_used(&mut rig, own);
+    taken_and_used(&mut rig, own);
     assert_eq!(request(&mut rig, GUEST_MAC, own), Some((ACK, own)));
     rig.recovers(0);
+}
+
+/// A client sends something from its address.
+fn heard(rig: &mut Rig, mac: [u8; 6], own: Ipv4Addr) {
+    let ip = Ipv4 {
+        src: own,
+        ..Ipv4::new(GATEWAY, packets::ICMP)
+    };
+    let mut frame = ip.frame(&packets::icmp(8, 0, [1, 2], b"ping"));
+    frame[6..12].copy_from_slice(&mac);
+    rig.frame(&frame);
+}
+
+/// A client asks for an address and takes it.
+fn takes(rig: &mut Rig, mac: [u8; 6]) -> Option<Ipv4Addr> {
+    let (_, addr) = ask(rig, mac, &[(53, &[DISCOVER])])?;
+    assert_eq!(request(rig, mac, addr), Some((ACK, addr)));
+    Some(addr)
+}
+
+/// Clients that take what is offered and are never heard again: the oldest goes for the next.
+fn taken_and_never_used(rig: &mut Rig, own: Ipv4Addr) {
+    let mut taken = 0;
+    for nth in 0..count(1_000, 10_000) {
+        let [.., a, b] = nth.to_be_bytes();
+        let addr = takes(rig, [2, 9, 0, 0, a, b]);
+        assert_ne!(addr, Some(own));
+        taken += usize::from(addr.is_some());
+        rig.millis(500);
+    }
+    assert!(taken >= count(1_000, 10_000) / 2, "they go round: {taken}");
+    // One that is real gets an address ten seconds later at the latest, and keeps it.
+    rig.secs(10);
+    let real = [2, 9, 1, 0, 0, 0];
+    let addr = takes(rig, real).unwrap();
+    heard(rig, real, addr);
+    for nth in 0..100 {
+        assert_ne!(takes(rig, [2, 9, 2, 0, 0, nth]), Some(addr));
+        rig.secs(1);
+    }
+    assert_eq!(request(rig, real, addr), Some((ACK, addr)));
+    assert_eq!(request(rig, GUEST_MAC, own), Some((ACK, own)));
+    let message = packets::dhcp(real, addr, &[(53, &[RELEASE])]);
+    assert_eq!(send(rig, addr, &message), None);
+    rig.secs(10);
+}
+
+/// Clients that use what they have taken: they keep it, for an hour where there are so many.
+fn taken_and_used(rig: &mut Rig, own: Ipv4Addr) {
+    for nth in 0..15 {
+        let mac = [2, 10, 0, 0, 0, nth];
+        let addr = takes(rig, mac).unwrap();
+        heard(rig, mac, addr);
+    }
+    rig.secs(60);
+    assert_eq!(takes(rig, [2, 11, 0, 0, 0, 0]), None);
+    assert_eq!(request(rig, GUEST_MAC, own), Some((ACK, own)));
+    rig.secs(3600);
+    assert!(takes(rig, [2, 11, 0, 0, 0, 0]).is_some_and(|addr| addr != own));
 }
 
 /// Leases that are used and given back go round as well, and never to two.
