@@ -207,8 +207,16 @@ impl<S: TcpSocket> TcpFlow<S> {
                 open.segment(now, tx, segment, packet);
                 true
             }
-            // No memory: the guest will send it again.
-            Phase::Resting(_) => false,
+            // No memory. A RST takes none, and is not repeated; anything else the guest will send again.
+            Phase::Resting(open) => {
+                let ends = segment.has(tcp_flags::RST) && open.is_reset_at(segment.seq);
+                if ends
+                    && let Phase::Resting(open) = std::mem::replace(&mut self.state, Phase::Gone)
+                {
+                    open.reset();
+                }
+                ends
+            }
             // The guest gave up or started over while the host connects.
             Phase::Connecting { syn, .. } => {
                 if segment.has(tcp_flags::RST) && segment.seq == syn.seq.wrapping_add(1) {

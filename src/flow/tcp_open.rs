@@ -136,6 +136,16 @@ impl<S: TcpSocket> Open<S, Rest> {
         }
     }
 
+    /// A RST at this sequence number ends it (RFC 5961 3.2).
+    pub(super) fn is_reset_at(&self, seq: u32) -> bool {
+        seq == self.engine.expected(self.guest_ended)
+    }
+
+    /// The guest has reset its side.
+    pub(super) fn reset(self) {
+        self.socket.reset();
+    }
+
     /// Takes an engine again. Stays as it is where there is no memory for one.
     pub(super) fn wake(
         self,

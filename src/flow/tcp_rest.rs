@@ -34,6 +34,11 @@ impl Rest {
     pub(super) fn seed(&self) -> u64 {
         seed_for(self.0.sent.initial)
     }
+
+    /// The next sequence number of the guest's (`RCV.NXT`).
+    pub(super) fn expected(&self, guest_ended: bool) -> u32 {
+        self.0.next_in.wrapping_add(u32::from(guest_ended))
+    }
 }
 
 /// What has become of the two directions.

@@ -3,6 +3,8 @@
 //! In: a connection, and segments with any number but the right one. Out: that it lives on with every byte
 //! in its place, and how much was said about them; then that who is really there gets what is asked for.
 
+use tapgate::config::Config;
+use tapgate::flow::tcp_engine::RING;
 use tapgate::host::simulated::SocketId;
 use tapgate::net::DropReason;
 
@@ -100,6 +102,33 @@ fn storm(
         came.extend(peer.read(&rig.received()));
     }
     (came, 1 + total.div_ceil(BURST) / 100)
+}
+
+/// A RST counts also where there is no memory for the connection that it ends: nobody sends it again.
+#[test]
+fn row_18_reset_without_memory() {
+    // One engine, which a connection has that waits for an acknowledgement.
+    let mut rig = Rig::with(Config {
+        ring_space: 2 * RING,
+        ..Config::default()
+    });
+    let (peer, id) = rig.open(4000, echo());
+    let (mut busy, held) = rig.open(4001, echo());
+    assert_eq!(rig.net.server_write(held, b"unacknowledged"), 14);
+    rig.turn();
+    rig.take();
+    for beside in [1, u32::MAX, 1000] {
+        rig.frame(&peer.with(RST, &[], |it| it.seq = it.seq.wrapping_add(beside)));
+    }
+    rig.frame(&peer.with(ACK, b"data", |_| ()));
+    assert_eq!(rig.net.server_read(id, 100), b"");
+    assert!(!rig.net.server_sees_reset(id));
+    rig.frame(&peer.rst());
+    assert!(rig.net.server_sees_reset(id) && rig.net.is_closed(id));
+    busy.next.ack = busy.next.ack.wrapping_add(14);
+    rig.frame(&busy.rst());
+    assert!(rig.net.server_sees_reset(held));
+    rig.recovers(0);
 }
 
 #[test]
