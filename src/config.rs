@@ -260,11 +260,12 @@ impl AddressPlan {
         }
     }
 
-    /// On the guests' link: in one of the subnets, or link-local.
+    /// On the guests' link: in one of the subnets, or link-local, which no router forwards (RFC 3927 section 7,
+    /// RFC 4291 2.5.6).
     #[must_use]
     pub fn contains(&self, addr: IpAddr) -> bool {
         match addr {
-            IpAddr::V4(addr) => self.subnet.contains(&addr),
+            IpAddr::V4(addr) => self.subnet.contains(&addr) || addr.is_link_local(),
             IpAddr::V6(addr) => {
                 addr.is_unicast_link_local()
                     || self.subnet6.is_some_and(|subnet| subnet.contains(&addr))
