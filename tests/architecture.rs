@@ -163,7 +163,7 @@ fn documents_name_tests_that_exist() -> io::Result<()> {
         })
     };
     let mut lines = Vec::new();
-    for path in ["doc/conformance.md", "doc/faults.md"] {
+    for path in ["doc/conformance.md", "doc/faults.md", "doc/security.md"] {
         let text = fs::read_to_string(root().join(path))?;
         lines.extend(report(path, document_tests(&text, &exists)));
     }
