@@ -68,6 +68,8 @@ fuzz_target!(|bytes: &[u8]| {
         let acknowledged = reply.payload[242] == 5 && !yours.is_unspecified();
         let mac = <[u8; 6]>::try_from(&reply.payload[28..34]).unwrap_or_default();
         if acknowledged {
+            // One address for each client: what it had before may be given to others.
+            given.retain(|addr, (of, _)| *of != mac || *addr == yours);
             let before = given.insert(yours, (mac, now + LEASE));
             let free = before.is_none_or(|(of, until)| of == mac || until <= now);
             assert!(free, "{yours} is in use");

@@ -399,6 +399,13 @@ impl<F> Table<F> {
         self.index.values().copied()
     }
 
+    /// Number of flows that are in the queue of those with something to do.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        let entries = self.slots.iter().filter_map(|slot| slot.entry.as_ref());
+        entries.filter(|entry| entry.queued).count()
+    }
+
     /// Index and slab agree, and every flow is scheduled: what tests hold after every step.
     ///
     /// # Errors

@@ -49,6 +49,8 @@ pub(super) struct Open<S, E = Box<Engine>> {
     silent: bool,
     /// One side failed: the host's socket is reset, not closed.
     failed: bool,
+    /// The host's socket has told that it failed.
+    host_failed: bool,
     /// The host has sent its end of stream, and it was passed on.
     host_ended: bool,
     /// The guest has sent its end of stream, and it was passed on.
@@ -106,6 +108,7 @@ impl<S, E> Open<S, E> {
             guest_reset: self.guest_reset,
             silent: self.silent,
             failed: self.failed,
+            host_failed: self.host_failed,
             host_ended: self.host_ended,
             guest_ended: self.guest_ended,
             guest_deadline: self.guest_deadline,
@@ -182,6 +185,7 @@ impl<S: TcpSocket> Open<S> {
             guest_reset: false,
             silent: false,
             failed: false,
+            host_failed: false,
             host_ended: false,
             guest_ended: false,
             guest_deadline: Some(guest_deadline),
@@ -315,6 +319,9 @@ impl<S: TcpSocket> Open<S> {
                 | State::TimeWait => self.guest_deadline = None,
             }
         }
+        if self.host_failed {
+            return Err(Failure::Host);
+        }
         // Before: there may be room again. Between: what was sent may have its answer at once.
         self.wake();
         let to_host = self.carry_to_host()?;
@@ -380,10 +387,20 @@ impl<S: TcpSocket> Open<S> {
             return 0;
         }
         let payload = &packet[packet.len() - segment.payload_len..];
-        // What goes wrong here goes wrong again when the ring is emptied.
-        let taken = self.socket.send(payload).unwrap_or(0).min(payload.len());
-        self.writable = taken == payload.len();
-        taken
+        match self.socket.send(payload) {
+            Ok(taken) => {
+                let taken = taken.min(payload.len());
+                self.writable = taken == payload.len();
+                taken
+            }
+            Err(error) => {
+                let busy = error.kind() == ErrorKind::WouldBlock;
+                self.writable = !busy;
+                // The socket says it once; afterwards its stream looks as if it had ended in order.
+                self.host_failed = !busy && error.kind() != ErrorKind::Interrupted;
+                0
+            }
+        }
     }
 
     fn wake(&mut self) {

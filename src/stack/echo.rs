@@ -120,6 +120,7 @@ impl<H: Host> Stack<H> {
 
     /// An echo socket has replies or errors.
     pub(super) fn echo_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let mut unexplained = 0;
         for _ in 0..BUDGET {
             if !self.deliver_inbox(turn) {
                 break;
@@ -137,11 +138,14 @@ impl<H: Host> Stack<H> {
                         flow.failed = false;
                         return;
                     }
-                    None => {}
+                    None => unexplained += 1,
                 },
             }
         }
-        self.make_ready(token);
+        // A socket that fails without end is asked again when something comes.
+        if unexplained < BUDGET {
+            self.make_ready(token);
+        }
     }
 
     /// Hands the first reply of the inbox to the guest; gives the number of replies.

@@ -307,6 +307,37 @@ impl<H: Host> Stack<H> {
     pub fn check(&self) -> Result<(), String> {
         self.table.check()?;
         self.counters.check()?;
-        self.reassembly.check()
+        self.reassembly.check()?;
+        self.check_ready()?;
+        self.check_engines()
+    }
+
+    /// Each flow that is in the queue is there once, and no other is taken to be.
+    fn check_ready(&self) -> Result<(), String> {
+        let mut live: Vec<Token> = self.ready.iter().copied().collect();
+        live.retain(|token| self.table.get(*token).is_some());
+        let ready = live.len();
+        live.sort_unstable();
+        live.dedup();
+        let queued = self.table.queued();
+        if live.len() == ready && queued == ready {
+            return Ok(());
+        }
+        Err(format!(
+            "{ready} flows are ready, {} different ones; {queued} say so",
+            live.len()
+        ))
+    }
+
+    /// Each engine that is in use is a flow's.
+    fn check_engines(&self) -> Result<(), String> {
+        let moving = |token: &Token| matches!(self.table.get(*token), Some(Flow::Tcp(flow)) if flow.active_at().is_some());
+        let moving = self.table.tokens().filter(moving).count();
+        let used = self.engines.in_use();
+        if moving == used {
+            Ok(())
+        } else {
+            Err(format!("{used} engines for {moving} flows"))
+        }
     }
 }

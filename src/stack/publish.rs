@@ -410,8 +410,8 @@ impl<H: Host> Stack<H> {
                     self.report_answer(turn, guest, &queued);
                     Step::Taken
                 }
-                None if error.kind() == ErrorKind::WouldBlock => Step::Empty,
-                None => Step::Taken,
+                // One about an earlier answer is told once, with or without more about it.
+                None => after_error(&error),
             },
         }
     }
@@ -531,13 +531,14 @@ impl<H: Host> Stack<H> {
 /// Nothing left, out of descriptors, or a client that is gone again already.
 fn after_error(error: &io::Error) -> Step {
     let kind = error.kind();
+    // accept(2): network errors of the new connection are reported here, and concern it alone. That
+    // something is forbidden is about us, and said again.
+    let passes = kind == ErrorKind::Interrupted
+        || kind == ErrorKind::ConnectionAborted
+        || (kind != ErrorKind::PermissionDenied && super::udp::unreachable(error).is_some());
     if kind == ErrorKind::WouldBlock {
         Step::Empty
-    } else if kind == ErrorKind::Interrupted
-        || kind == ErrorKind::ConnectionAborted
-        || super::udp::unreachable(error).is_some()
-    {
-        // accept(2): network errors of the new connection are reported here, and concern it alone.
+    } else if passes {
         Step::Taken
     } else {
         tracing::warn!(%error, "published port pauses");

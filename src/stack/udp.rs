@@ -302,6 +302,7 @@ impl<H: Host> Stack<H> {
 
     /// A guest's host socket has datagrams or errors.
     pub(super) fn udp_ready(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let mut unexplained = 0;
         for _ in 0..BUDGET {
             if !self.deliver_inbox(turn) {
                 break;
@@ -331,12 +332,15 @@ impl<H: Host> Stack<H> {
                             flow.failed = false;
                             return;
                         }
-                        None => {}
+                        None => unexplained += 1,
                     }
                 }
             }
         }
-        self.make_ready(token);
+        // A socket that fails without end is asked again when something comes.
+        if unexplained < BUDGET {
+            self.make_ready(token);
+        }
     }
 
     /// Hands the first datagram of the inbox to the guest, and those that go along; gives their number.

@@ -348,7 +348,7 @@ impl Endpoint for HostEnd<'_> {
     }
 
     fn sees_reset(&mut self) -> bool {
-        self.net.server_sees_reset(self.id)
+        self.net.server_sees_reset(self.id) || self.net.is_broken(self.id)
     }
 
     fn end(&mut self, end: End) {

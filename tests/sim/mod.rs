@@ -44,6 +44,9 @@ pub(crate) const GATEWAY_MAC: Mac = Mac([0x52, 0x55, 10, 0, 2, 2]);
 pub(crate) const GUEST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 100));
 pub(crate) const GUEST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100));
 
+/// Turns without a move of the clock, after which the stack is taken to spin.
+const MOST_TURNS: usize = 10_000;
+
 /// Where router advertisements to all go: to 33:33:00:00:00:01 (RFC 2464), with ICMPv6 type 134.
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const ROUTER_ADVERTISEMENT: u8 = 134;
@@ -355,8 +358,11 @@ impl Sim {
     fn turn_of_stack(&mut self) {
         let now = self.clock.now();
         let mut more = true;
+        let mut turns = 0;
         while more {
             more = false;
+            turns += 1;
+            assert!(turns < MOST_TURNS, "it spins at {now}");
             while let Some(frame) = self.to_stack.due(now) {
                 let meta = RxMeta {
                     checksum_verified: self.kind.guest_offload,

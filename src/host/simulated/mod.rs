@@ -2,27 +2,26 @@
 //!
 //! A [`SimulatedHost`] is given to the stack; the test keeps its [`Network`], a second handle on
 //! the same state, through which it plays every server: accepts, sends, closes, resets, stays
-//! silent. No clock, no randomness: the same calls give the same events.
+//! silent, lets calls fail ([`Fault`]). No clock, no randomness but by seed: the same calls give the
+//! same events.
 
+mod faults;
 mod network;
+mod sockets;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
-use super::{
-    DatagramRole, EchoSocket, Host, Inbox, Outgoing, Pipe, QueuedError, Received, TcpSocket, Token,
-    UdpSocket, datagrams,
-};
+use super::{DatagramRole, Host, Pipe, Token};
 use crate::net::Marks;
 use network::{Connection, DatagramState, ListenerState, State};
 
+pub use faults::{Call, Fault};
 pub use network::{ConnectAnswer, Inside, Network, Sent, SocketId};
-
-/// Bytes that a simulated pipe holds.
-const PIPE: usize = 4096;
+pub use sockets::{SimulatedDatagram, SimulatedListener, SimulatedPipe, SimulatedTcp};
 
 /// The stack's side of a [`Network`].
 #[derive(Debug)]
@@ -83,6 +82,7 @@ impl Host for SimulatedHost {
         marks: Marks,
     ) -> io::Result<SimulatedTcp> {
         let mut state = self.state.borrow_mut();
+        state.may_fail(Call::Connect)?;
         let answer = state.answer(remote);
         if let ConnectAnswer::Fail(errno) = answer {
             return Err(io::Error::from_raw_os_error(errno));
@@ -113,6 +113,7 @@ impl Host for SimulatedHost {
     }
 
     fn tcp_listen(&mut self, token: Token, local: SocketAddr) -> io::Result<SimulatedListener> {
+        self.state.borrow_mut().may_fail(Call::Listen)?;
         self.open()?;
         let mut state = self.state.borrow_mut();
         if state
@@ -145,6 +146,7 @@ impl Host for SimulatedHost {
         {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        self.state.borrow_mut().may_fail_to_accept(listener.id)?;
         self.open()?;
         let next = self.state.borrow_mut().listeners[listener.id]
             .waiting
@@ -161,6 +163,7 @@ impl Host for SimulatedHost {
 
     fn tcp_watch(&mut self, token: Token, socket: &SimulatedTcp) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
+        state.may_fail(Call::WatchTcp)?;
         state.connections[socket.id].watcher = Some((self.number, token));
         state.event_at(socket.id, true, true);
         Ok(())
@@ -168,6 +171,13 @@ impl Host for SimulatedHost {
 
     fn tcp_connect_inside(&mut self, token: Token, to: SocketAddr) -> io::Result<SimulatedTcp> {
         let mut state = self.state.borrow_mut();
+        if let Err(error) = state.may_fail(Call::ConnectInside) {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                state.inside_waiting.push((self.number, token));
+                state.answer_inside(false);
+            }
+            return Err(error);
+        }
         match state.inside {
             Inside::Nowhere => return Err(io::ErrorKind::Unsupported.into()),
             Inside::Ready => {}
@@ -191,6 +201,7 @@ impl Host for SimulatedHost {
     }
 
     fn pipe(&mut self) -> io::Result<SimulatedPipe> {
+        self.state.borrow_mut().may_fail(Call::OpenPipe)?;
         if let Some(errno) = self.state.borrow().fail_pipe {
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -206,6 +217,7 @@ impl Host for SimulatedHost {
     }
 
     fn udp_open(&mut self, role: DatagramRole) -> io::Result<SimulatedDatagram> {
+        self.state.borrow_mut().may_fail(Call::OpenUdp)?;
         self.open()?;
         let id = self.datagram(None, Some(role));
         Ok(SimulatedDatagram {
@@ -216,6 +228,7 @@ impl Host for SimulatedHost {
 
     fn udp_watch(&mut self, token: Token, socket: &SimulatedDatagram) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
+        state.may_fail(Call::WatchUdp)?;
         let datagram = &mut state.datagrams[socket.id];
         datagram.watcher = Some((self.number, token));
         if !datagram.incoming.is_empty() {
@@ -226,6 +239,7 @@ impl Host for SimulatedHost {
     }
 
     fn echo_open(&mut self, token: Token, _ipv6: bool) -> io::Result<SimulatedDatagram> {
+        self.state.borrow_mut().may_fail(Call::OpenEcho)?;
         if let Some(errno) = self.state.borrow().fail_echo {
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -235,282 +249,6 @@ impl Host for SimulatedHost {
             state: Rc::clone(&self.state),
             id,
         })
-    }
-}
-
-/// A simulated TCP connection.
-#[derive(Debug)]
-pub struct SimulatedTcp {
-    state: Rc<RefCell<State>>,
-    id: usize,
-}
-
-impl SimulatedTcp {
-    fn with<R>(&self, act: impl FnOnce(&mut Connection) -> R) -> R {
-        act(&mut self.state.borrow_mut().connections[self.id])
-    }
-}
-
-impl TcpSocket for SimulatedTcp {
-    fn connect_outcome(&mut self) -> io::Result<()> {
-        self.with(|connection| {
-            if connection.reset_by_server {
-                return Err(io::ErrorKind::ConnectionReset.into());
-            }
-            connection
-                .outcome
-                .map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
-        })
-    }
-
-    fn connect_error(&mut self) -> Option<QueuedError> {
-        self.with(|connection| connection.error.take())
-    }
-
-    fn set_tos(&mut self, tos: u8) {
-        self.with(|connection| connection.tos = tos);
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.with(|connection| {
-            if connection.reset_by_server {
-                return Err(io::ErrorKind::ConnectionReset.into());
-            }
-            let room = if connection.paused {
-                0
-            } else {
-                connection.buffer.saturating_sub(connection.to_server.len())
-            };
-            if room == 0 {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            let len = room.min(bytes.len());
-            connection.to_server.extend(&bytes[..len]);
-            Ok(len)
-        })
-    }
-
-    fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.with(|connection| {
-            // As the kernel has it: what came before a RST can still be read, and after a FIN the
-            // stream has ended whatever follows (`SOCK_DONE` in tcp_recvmsg_locked, net/ipv4/tcp.c).
-            if connection.to_client.is_empty() {
-                return if connection.server_shut {
-                    Ok(0)
-                } else if connection.reset_by_server {
-                    Err(io::ErrorKind::ConnectionReset.into())
-                } else {
-                    Err(io::ErrorKind::WouldBlock.into())
-                };
-            }
-            let len = bytes.len().min(connection.to_client.len());
-            for (target, byte) in bytes.iter_mut().zip(connection.to_client.drain(..len)) {
-                *target = byte;
-            }
-            Ok(len)
-        })
-    }
-
-    fn shutdown_write(&mut self) -> io::Result<()> {
-        self.with(|connection| {
-            if connection.reset_by_server {
-                return Err(io::ErrorKind::NotConnected.into());
-            }
-            connection.client_shut = true;
-            Ok(())
-        })
-    }
-
-    fn reset(self) {
-        self.with(|connection| connection.reset_by_client = true);
-    }
-}
-
-impl Drop for SimulatedTcp {
-    fn drop(&mut self) {
-        self.with(|connection| {
-            connection.closed = true;
-            connection.watcher = None;
-            // close(2) with data unread is a RST (RFC 2525 2.17).
-            connection.reset_by_client |= !connection.to_client.is_empty();
-        });
-        self.state.borrow_mut().open -= 1;
-    }
-}
-
-/// A simulated pipe.
-#[derive(Debug)]
-pub struct SimulatedPipe {
-    state: Rc<RefCell<State>>,
-    held: VecDeque<u8>,
-}
-
-impl Pipe<SimulatedTcp> for SimulatedPipe {
-    fn fill(&mut self, from: &mut SimulatedTcp, urgent: bool) -> io::Result<usize> {
-        assert!(self.held.is_empty(), "only an empty pipe is filled");
-        // As in the kernel, urgent data are passed by none of this but by a copy.
-        if from.with(|connection| connection.urgent) && !urgent {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let mut bytes = [0; PIPE];
-        let len = from.recv(&mut bytes)?;
-        from.with(|connection| connection.urgent = false);
-        self.held.extend(&bytes[..len]);
-        Ok(len)
-    }
-
-    fn drain(&mut self, to: &mut SimulatedTcp) -> io::Result<usize> {
-        let len = to.send(self.held.make_contiguous())?;
-        self.held.drain(..len);
-        Ok(len)
-    }
-
-    fn held(&self) -> usize {
-        self.held.len()
-    }
-}
-
-impl Drop for SimulatedPipe {
-    fn drop(&mut self) {
-        self.state.borrow_mut().open -= 1;
-    }
-}
-
-/// A simulated listener.
-#[derive(Debug)]
-pub struct SimulatedListener {
-    state: Rc<RefCell<State>>,
-    id: usize,
-}
-
-impl Drop for SimulatedListener {
-    fn drop(&mut self) {
-        let mut state = self.state.borrow_mut();
-        state.listeners[self.id].open = false;
-        state.open -= 1;
-    }
-}
-
-/// A simulated UDP or echo socket.
-#[derive(Debug)]
-pub struct SimulatedDatagram {
-    state: Rc<RefCell<State>>,
-    id: usize,
-}
-
-impl SimulatedDatagram {
-    /// The error of an earlier datagram, which a socket reports before anything else.
-    fn failed(&self) -> io::Result<()> {
-        if self.state.borrow().datagrams[self.id].errors.is_empty() {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::ConnectionRefused.into())
-        }
-    }
-
-    fn next_error(&self, bytes: &mut [u8]) -> Option<QueuedError> {
-        let (mut error, payload) = self.state.borrow_mut().datagrams[self.id]
-            .errors
-            .pop_front()?;
-        error.quoted = payload.len().min(bytes.len());
-        bytes[..error.quoted].copy_from_slice(&payload[..error.quoted]);
-        Some(error)
-    }
-}
-
-impl UdpSocket for SimulatedDatagram {
-    fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()> {
-        let mut state = self.state.borrow_mut();
-        state.datagram_calls += 1;
-        let limit = state.largest_datagram.unwrap_or(usize::MAX);
-        if datagrams(datagram.payload, datagram.segment).any(|payload| payload.len() > limit) {
-            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
-        }
-        if let Some(errno) = state.fail_datagrams {
-            return Err(io::Error::from_raw_os_error(errno));
-        }
-        let sent = datagrams(datagram.payload, datagram.segment).map(|payload| Sent {
-            socket: SocketId(self.id),
-            to: datagram.to,
-            payload: payload.to_vec(),
-            marks: datagram.marks,
-        });
-        state.sent.extend(sent);
-        Ok(())
-    }
-
-    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {
-        self.failed()?;
-        let mut state = self.state.borrow_mut();
-        inbox.clear();
-        while !inbox.is_full()
-            && let Some((from, payload, marks)) = state.datagrams[self.id].incoming.pop_front()
-        {
-            let received = Received {
-                from,
-                asked: None,
-                marks,
-            };
-            inbox.add(received, &payload);
-        }
-        if inbox.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(())
-    }
-
-    fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
-        self.next_error(bytes)
-    }
-}
-
-impl EchoSocket for SimulatedDatagram {
-    fn send(&mut self, to: IpAddr, seq: u16, data: &[u8], marks: Marks) -> io::Result<()> {
-        let mut payload = seq.to_be_bytes().to_vec();
-        payload.extend(data);
-        let sent = Sent {
-            socket: SocketId(self.id),
-            to: SocketAddr::new(to, 0),
-            payload,
-            marks: Some(marks),
-        };
-        self.state.borrow_mut().sent.push(sent);
-        Ok(())
-    }
-
-    fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {
-        self.failed()?;
-        let mut state = self.state.borrow_mut();
-        inbox.clear();
-        while !inbox.is_full()
-            && let Some((from, seq, bytes)) = state.datagrams[self.id].echoes.pop_front()
-        {
-            let received = Received {
-                from: SocketAddr::new(from, 0),
-                asked: None,
-                marks: Marks::default(),
-            };
-            let [high, low] = seq.to_be_bytes();
-            let mut message = vec![0, 0, 0, 0, 0, 0, high, low];
-            message.extend(bytes);
-            inbox.add(received, &message);
-        }
-        if inbox.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(())
-    }
-
-    fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError> {
-        self.next_error(bytes)
-    }
-}
-
-impl Drop for SimulatedDatagram {
-    fn drop(&mut self) {
-        let mut state = self.state.borrow_mut();
-        state.datagrams[self.id].closed = true;
-        state.open -= 1;
     }
 }
 

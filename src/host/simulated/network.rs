@@ -5,11 +5,13 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::super::{DatagramRole, Event, QueuedError, Token};
 use super::SimulatedHost;
+use super::faults::Faults;
 use crate::net::Marks;
 
 /// Bytes that a simulated connection holds in each direction before it would block, unless the test
@@ -62,6 +64,10 @@ pub(super) struct Connection {
     pub(super) server_shut: bool,
     pub(super) reset_by_client: bool,
     pub(super) reset_by_server: bool,
+    /// The error of that was told, which is done once.
+    pub(super) error_told: bool,
+    /// A fault ended it.
+    pub(super) broken: bool,
     pub(super) closed: bool,
     /// The server reads nothing until told to.
     pub(super) paused: bool,
@@ -86,6 +92,8 @@ impl Connection {
             server_shut: false,
             reset_by_client: false,
             reset_by_server: false,
+            error_told: false,
+            broken: false,
             closed: false,
             paused: false,
             urgent: false,
@@ -93,6 +101,14 @@ impl Connection {
             error: None,
             tos: 0,
         }
+    }
+
+    /// What has ended the connection, which a socket says once.
+    pub(super) fn tell_error(&mut self) -> io::Result<()> {
+        if self.reset_by_server && !std::mem::replace(&mut self.error_told, true) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(())
     }
 }
 
@@ -153,6 +169,7 @@ pub(super) struct State {
     pub(super) largest_datagram: Option<usize>,
     pub(super) fail_datagrams: Option<i32>,
     pub(super) datagram_calls: usize,
+    pub(super) faults: Faults,
     pub(super) inside: Inside,
     /// Who waits for a socket inside.
     pub(super) inside_waiting: Vec<Watcher>,
