@@ -305,6 +305,33 @@ fn a_guest_with_a_closed_window_gets_everything_once_it_opens() {
     assert_eq!(got, data[..written]);
 }
 
+/// smoltcp 0.14 does not hear in LAST-ACK that a window opens.
+#[test]
+fn a_slow_guest_that_has_ended_gets_everything_as_soon_as_it_reads() {
+    const TOTAL: usize = 200_000;
+    let (mut sim, handle) = established();
+    sim.socket(handle).close();
+    assert!(sim.run(seconds(1), |sim| sim.net.server_sees_end(FIRST)));
+    let sent: Vec<u8> = (0..TOTAL).map(pattern).collect();
+    assert_eq!(sim.net.server_write(FIRST, &sent), TOTAL);
+    sim.net.server_shutdown(FIRST);
+    // Its window is closed by now, and most of the stream is still here.
+    sim.settle(Duration::from_millis(100));
+    let (start, mut got) = (sim.clock.now(), Vec::<u8>::new());
+    assert!(sim.run(seconds(60), |sim| {
+        let _ = sim.socket(handle).recv(|bytes| {
+            got.extend(bytes.iter());
+            (bytes.len(), ())
+        });
+        got.len() == TOTAL
+    }));
+    assert!(got == sent);
+    let took = sim.clock.now() - start;
+    assert!(took < Duration::from_millis(100), "it waited for {took}");
+    assert!(sim.run(seconds(1), |sim| sim.socket(handle).state()
+        == State::TimeWait));
+}
+
 #[test]
 fn over_the_limit_flows_are_refused() {
     let config = Config {

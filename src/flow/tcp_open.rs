@@ -51,8 +51,10 @@ pub(super) struct Open<S, E = Box<Engine>> {
     failed: bool,
     /// The host's socket has told that it failed.
     host_failed: bool,
-    /// The host has sent its end of stream, and it was passed on.
+    /// The host has sent its end of stream.
     host_ended: bool,
+    /// The guest is still to be told of that.
+    owes_end: bool,
     /// The guest has sent its end of stream, and it was passed on.
     guest_ended: bool,
     /// Until when the guest must have answered.
@@ -110,6 +112,7 @@ impl<S, E> Open<S, E> {
             failed: self.failed,
             host_failed: self.host_failed,
             host_ended: self.host_ended,
+            owes_end: self.owes_end,
             guest_ended: self.guest_ended,
             guest_deadline: self.guest_deadline,
             active_at: self.active_at,
@@ -187,6 +190,7 @@ impl<S: TcpSocket> Open<S> {
             failed: false,
             host_failed: false,
             host_ended: false,
+            owes_end: false,
             guest_ended: false,
             guest_deadline: Some(guest_deadline),
             active_at: Instant::ZERO,
@@ -485,7 +489,7 @@ impl<S: TcpSocket> Open<S> {
                     self.host_ended = true;
                     // A RST may have come with the end, in one event: the kernel tells the end first.
                     self.look_for_error |= self.error;
-                    self.engine.socket().close();
+                    self.owes_end = true;
                 }
                 Ok(Ok((len, room))) => {
                     moved += len;
@@ -498,6 +502,9 @@ impl<S: TcpSocket> Open<S> {
                 Ok(Err(_)) => return Err(Failure::Host),
                 Err(_) => break,
             }
+        }
+        if self.owes_end {
+            self.owes_end = !self.engine.close();
         }
         Ok(moved)
     }

@@ -308,7 +308,7 @@ impl Endpoint for GuestEnd<'_> {
 
     fn end(&mut self, end: End) {
         match end {
-            End::Close | End::Leave => self.sim.socket(self.handle).close(),
+            End::Close | End::Leave => self.sim.close(self.handle),
             End::Reset => self.sim.socket(self.handle).abort(),
             End::Forget => self.sim.forget(self.handle),
             End::Vanish => self.sim.cut_link(),

@@ -133,6 +133,8 @@ pub(crate) struct Sim {
     interface: Interface,
     device: GuestDevice,
     sockets: SocketSet<'static>,
+    /// Those that are to be closed once everything is acknowledged.
+    closing: Vec<SocketHandle>,
     next_port: u16,
 }
 
@@ -225,6 +227,7 @@ impl Sim {
             interface,
             device,
             sockets: SocketSet::new(Vec::new()),
+            closing: Vec::new(),
             next_port: 40_000,
         }
     }
@@ -274,8 +277,28 @@ impl Sim {
         self.sockets.get_mut(handle)
     }
 
+    /// The guest ends its stream. smoltcp 0.14 does not hear in LAST-ACK that a window opens, so what has the
+    /// other's end already closes when it has nothing left to send.
+    pub(crate) fn close(&mut self, handle: SocketHandle) {
+        self.closing.push(handle);
+        self.close_drained();
+    }
+
+    fn close_drained(&mut self) {
+        let sockets = &mut self.sockets;
+        self.closing.retain(|handle| {
+            let socket = sockets.get_mut::<tcp::Socket>(*handle);
+            let waits = socket.state() == tcp::State::CloseWait && socket.send_queue() > 0;
+            if !waits {
+                socket.close();
+            }
+            waits
+        });
+    }
+
     /// The guest forgets a connection without a word, as one does that starts anew.
     pub(crate) fn forget(&mut self, handle: SocketHandle) {
+        self.closing.retain(|closing| *closing != handle);
         self.sockets.remove(handle);
     }
 
@@ -440,6 +463,7 @@ impl Sim {
                 self.received.push(frame);
             }
         }
+        self.close_drained();
         self.interface
             .poll(now, &mut self.device, &mut self.sockets);
         for mut packet in std::mem::take(&mut self.device.outgoing) {
