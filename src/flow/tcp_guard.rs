@@ -72,7 +72,8 @@ impl Engine {
         if segment.has(tcp_flags::RST) {
             let ahead = segment.seq.wrapping_sub(expected);
             let window = self.line.sent.edge.wrapping_sub(expected).cast_signed();
-            let inside = ahead < window.max(0).cast_unsigned();
+            // Who has filled the window resets at its right edge.
+            let inside = ahead <= window.max(0).cast_unsigned();
             return match (ahead, inside) {
                 (0, _) => Worth::Real,
                 (_, true) => Worth::Doubtful,

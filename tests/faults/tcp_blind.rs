@@ -172,6 +172,24 @@ fn row_18_rst_storm() {
     }
     nobody_s_rst(total);
     rst_in_time_wait();
+    rst_behind_a_window_that_was_filled();
+}
+
+/// What filled the window may be lost: its sender's RST stands at the window's right edge, and is asked about.
+fn rst_behind_a_window_that_was_filled() {
+    let (mut rig, mut peer, id) = connection(Life::Moving);
+    rig.frame(&peer.data(b"x"));
+    rig.millis(5);
+    let said = peer.read(&rig.received()).pop().unwrap();
+    let edge = said.ack.wrapping_add(u32::from(said.window));
+    rig.frame(&peer.with(RST, &[], |it| it.seq = edge.wrapping_add(1)));
+    assert_eq!(rig.received(), [], "beyond it nothing is said");
+    rig.frame(&peer.with(RST, &[], |it| it.seq = edge));
+    let asked = peer.read(&rig.received()).pop().unwrap();
+    assert_eq!((asked.flags, asked.ack), (ACK, peer.next.seq));
+    rig.frame(&peer.rst());
+    assert!(rig.net.server_sees_reset(id));
+    rig.recovers(0);
 }
 
 /// A RST of no connection is not answered, by a RST least of all.
