@@ -11,6 +11,7 @@
 //! - [`stack`] is the gateway that the guest believes in, a pure struct; [`flow`] holds its
 //!   conversations, [`net`] the packets, [`buf`] the memory in between;
 //! - [`link`] is the guest's edge (frames), [`host`] the host's (sockets);
+//! - [`log`] is what all of them say on standard error;
 //! - [`sys`] has the only unsafe code.
 
 pub mod buf;
@@ -23,6 +24,7 @@ pub mod flow;
 pub mod handover;
 pub mod host;
 pub mod link;
+pub mod log;
 pub mod net;
 pub mod session;
 pub mod setup;

@@ -6,7 +6,7 @@
 
 use std::env;
 use std::ffi::{CString, OsString};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,10 +14,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use tapgate::cli::options::{LogFormat, Options};
 use tapgate::cli::slirp4netns::{self, Asked};
 use tapgate::cli::{Cli, Command, Run};
 use tapgate::config::Dns;
+use tapgate::log::{self, LogFormat};
 use tapgate::session;
 use tapgate::setup::guest::TapPlan;
 use tapgate::setup::{memory_limit, resolv_conf, run};
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run_command(args),
         Command::Attach(args) => {
-            start_logging(&args.options);
+            log::start(args.options.verbose, args.options.log_format);
             session::attachment(args.job(memory_limit::read()))
         }
         Command::Slirp4netns { args } => return as_slirp4netns(args.into_iter()),
@@ -47,6 +47,7 @@ fn main() -> ExitCode {
 }
 
 fn exit(name: &str, done: Result<u8>) -> ExitCode {
+    log::end();
     match done {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
@@ -74,7 +75,7 @@ fn as_slirp4netns(args: impl Iterator<Item = OsString>) -> ExitCode {
             for warning in warnings {
                 say(&mut out, &format!("WARNING: {warning}\n"));
             }
-            log_lines(0, LogFormat::Text);
+            log::start(0, LogFormat::Text);
             job.config.fit(memory_limit::read());
             exit(NAME, session::attachment(*job))
         }
@@ -88,32 +89,8 @@ fn as_slirp4netns(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn start_logging(options: &Options) {
-    log_lines(options.verbose, options.log_format);
-}
-
-fn log_lines(verbose: u8, format: LogFormat) {
-    let level = match verbose {
-        0 => tracing::Level::WARN,
-        1 => tracing::Level::INFO,
-        2 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
-    };
-    let lines = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(std::io::stderr().is_terminal())
-        // A log that can't be written (a full disk, a reader that is gone) is no reason to end: what is
-        // said about that by default goes to the same place, and panics when it fails there, too.
-        .log_internal_errors(false)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().init(),
-    }
-}
-
 fn run_command(args: Run) -> Result<u8> {
-    start_logging(&args.options);
+    log::start(args.options.verbose, args.options.log_format);
     let mut config = args.options.config(memory_limit::read());
     config.search = session::search_list();
     // The command has its address before it begins.

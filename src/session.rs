@@ -32,6 +32,7 @@ use crate::host::resolv_text::{Asked, TextFile};
 use crate::link::Link;
 use crate::link::seqpacket::SeqpacketLink;
 use crate::link::tap::TapLink;
+use crate::log;
 use crate::net::Mac;
 use crate::setup::attach::{Owner, Target};
 use crate::setup::broker::{Broker, Errands};
@@ -220,6 +221,8 @@ fn outbound_step(option: &str, config: &Config) -> String {
 /// each over a queue of the tap.
 fn enter_sandbox(plan: &Plan, others: Vec<(OwnedFd, Part)>) -> Result<Crew> {
     let (sandbox, option) = (plan.sandbox, plan.names.no_sandbox);
+    // Everybody who shares standard error has started by now, and files can still be opened.
+    log::detach();
     sandbox::confine(sandbox).context(option)?;
     let crew = Crew::default();
     for (tap, part) in others {

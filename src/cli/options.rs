@@ -15,19 +15,10 @@ use crate::config::{
     AddressPlan, Config, DEFAULT_BUSY_POLL, DNS_PORT, Dns, MAX_MTU, MAX_WORKERS,
     MIN_MAX_BUFFER_MEMORY, MIN_MTU, Memory, Outbound, UdpFiltering,
 };
+use crate::log::LogFormat;
 use crate::net::Mac;
 use crate::setup::sandbox::Switch;
 use crate::sys::tap::MAX_NAME;
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 /// A switch that is named rather than negated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -132,7 +123,7 @@ pub struct Options {
     /// Give up files, powers and system calls before the first packet
     #[arg(long, value_enum, default_value_t, value_name = "on|off")]
     pub sandbox: Switch,
-    /// More log lines (repeatable)
+    /// More log lines (repeatable); of each kind ten a second at most
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
     /// How log lines look

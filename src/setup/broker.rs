@@ -26,6 +26,7 @@ use nix::unistd::Pid;
 use super::run::{self, Job};
 use super::{Made, SetupError, Step, keeper, message};
 use crate::host::resolv_text::{TextFile, answer};
+use crate::log;
 use crate::sys::process::{self, reap};
 use crate::sys::signals::SignalSource;
 use crate::sys::{fd, privileges};
@@ -157,6 +158,7 @@ impl Broker {
                 command: None,
             });
         }
+        log::end();
         std::process::exit(0);
     }
 

@@ -228,6 +228,18 @@ pub const CALLS: &[Call] = &[
         libc::SYS_sigaltstack,
         "the standard library tidies up at the end",
     ),
+    #[cfg(target_arch = "x86_64")]
+    sometimes(
+        "poll",
+        libc::SYS_poll,
+        "whether standard error takes a line, where it could not be opened anew",
+    ),
+    #[cfg(not(target_arch = "x86_64"))]
+    sometimes(
+        "ppoll",
+        libc::SYS_ppoll,
+        "whether standard error takes a line, where it could not be opened anew",
+    ),
     any("futex", libc::SYS_futex, "locks of the runtime and the log"),
     any(
         "sched_yield",
