@@ -1,119 +1,25 @@
 //! Clients that mean no good: random and mutated requests, a thousand that say nothing, one that takes
 //! its time. The process lives, keeps no descriptor, serves the others, and packets flow meanwhile.
 
-use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::support::bulk::{self, Way};
+use crate::support::nonsense::Nonsense;
 use crate::support::process::fail;
 use crate::support::slirp4netns::{Api, Served, descriptors};
 use crate::support::sockets::Sockets;
 use crate::support::sys::raise_descriptor_limit;
 use crate::support::{GATEWAY, LOOPBACK, SOON, at, env_number, timed, wait_until};
 
-/// What random requests are made of.
-const SEEDS: [&str; 6] = [
-    r#"{"execute":"add_hostfwd","arguments":{"proto":"tcp","host_addr":"127.0.0.1","host_port":8080,"guest_addr":"10.0.2.100","guest_port":80}}"#,
-    r#"{"execute":"add_hostfwd","arguments":{"proto":"udp6","host_addr":"::1","host_port":8080,"guest_addr":"","guest_port":80}}"#,
-    r#"{"execute":"list_hostfwd"}"#,
-    r#"{"execute":"remove_hostfwd","arguments":{"id":1}}"#,
-    r#"{"return":{"entries":[{"id":1,"x":[1,2.5e3,true,null,"\u00e9\\"]}]}}"#,
-    r#"[[[[[[[[{"execute":["#,
-];
-
 /// A good client may wait this long.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Clients that are let in at once.
 const CLIENTS: usize = 64;
-
-/// xorshift64*: the same numbers on every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        let limit = u64::try_from(limit.max(1)).expect("small");
-        usize::try_from((self.next() >> 16) % limit).expect("small")
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_be_bytes()[0]
-    }
-
-    /// Bytes without sense, or a seed with some places changed.
-    fn request(&mut self) -> Vec<u8> {
-        if self.below(8) == 0 {
-            let length = [8, 100, 5000][self.below(3)];
-            return (0..self.below(length)).map(|_| self.byte()).collect();
-        }
-        let mut request = SEEDS[self.below(SEEDS.len())].as_bytes().to_vec();
-        for _ in 0..self.below(6) {
-            let place = self.below(request.len());
-            let end = (place + self.below(9)).min(request.len());
-            match self.below(6) {
-                0 if place < request.len() => request[place] = self.byte(),
-                1 => request.truncate(place),
-                2 => drop(request.drain(place..end)),
-                3 => {
-                    let piece = request[place..end].to_vec();
-                    request.splice(place..place, piece.repeat(self.below(300)));
-                }
-                4 => {
-                    let number = self.next().to_string();
-                    request.splice(place..place, number.into_bytes());
-                }
-                _ => {
-                    let other = SEEDS[self.below(SEEDS.len())].as_bytes();
-                    let from = self.below(other.len());
-                    request.splice(place..end, other[from..].iter().copied());
-                }
-            }
-        }
-        request
-    }
-
-    /// Sends a request as one kind of client or another. A client that waits for its answer gets one,
-    /// which is JSON with either a `return` or an `error`.
-    fn ask(&mut self, api: &Api) {
-        let request = self.request();
-        let mut client = api.connect().expect("it listens");
-        let middle = self.below(request.len());
-        let leaves = self.below(10) == 0;
-        // A request that is too long may be answered before it is written.
-        let _ = client.write_all(&request[..middle]);
-        let _ = client.write_all(&request[middle..]);
-        if leaves {
-            return;
-        }
-        let _ = client.shutdown(Shutdown::Write);
-        let mut answer = Vec::new();
-        match client.read_to_end(&mut answer) {
-            Ok(_) => {}
-            // What it didn't read of the request is lost, which resets the connection.
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
-            Err(error) => fail(&format!("{error} after {request:?}")),
-        }
-        let text = String::from_utf8_lossy(&answer);
-        let value: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&answer)
-            .unwrap_or_else(|error| fail(&format!("{error}: {text:?} to {request:?}")));
-        assert!(
-            value.contains_key("return") != value.contains_key("error"),
-            "{text} to {request:?}"
-        );
-    }
-}
 
 /// Takes every published port back.
 fn remove_all(api: &Api) {
@@ -173,9 +79,9 @@ fn random_requests_do_no_harm() {
     let rounds = thread::scope(|scope| {
         let moving = scope.spawn(|| keep_moving(&net, &stop));
         let asked = scope.spawn(|| {
-            let mut random = Random(0x7461_7067_6174_6500);
+            let mut nonsense = Nonsense::new(0x7461_7067_6174_6500);
             for _ in 0..env_number("TAPGATE_TEST_REQUESTS", 2000) {
-                random.ask(&net.api);
+                nonsense.ask(&net.api);
             }
         });
         let asked = asked.join();

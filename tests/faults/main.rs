@@ -19,6 +19,7 @@ mod rig;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod api;
 mod datagrams;
 mod dhcp;
 mod exhaustion;
@@ -27,6 +28,7 @@ mod frames;
 mod host;
 mod ipv6;
 mod killed;
+mod lives;
 mod memory;
 mod names;
 mod output;

@@ -22,6 +22,7 @@ pub(crate) mod bulk;
 pub(crate) mod capture;
 pub(crate) mod dns;
 pub(crate) mod guest;
+pub(crate) mod nonsense;
 pub(crate) mod process;
 pub(crate) mod routers;
 pub(crate) mod serve;
