@@ -120,6 +120,13 @@ fn tap_link(tap: OwnedFd) -> Result<(TapLink, LinkTraits)> {
     Ok((link, traits))
 }
 
+/// The first worker's link, which thins floods out for all of them: a tap has one filter.
+fn first_tap_link(tap: OwnedFd) -> Result<(TapLink, LinkTraits)> {
+    let (mut link, traits) = tap_link(tap)?;
+    link.thin_floods();
+    Ok((link, traits))
+}
+
 /// What one worker needs beside its link.
 struct Part {
     place: Place,
@@ -324,7 +331,7 @@ pub fn command(
     let parts = parts(made.taps.len(), commands, resolver, made.opener)?;
     let mut queues = made.taps.into_iter().zip(parts);
     let (tap, part) = queues.next().context("the tap has no queue")?;
-    let event_loop = first_loop(&plan, tap_link(tap)?, part)?;
+    let event_loop = first_loop(&plan, first_tap_link(tap)?, part)?;
     let crew = enter_sandbox(&plan, queues.collect())?;
     running.line.begin().context("starting the command")?;
     let ended = serve(&runtime, (event_loop, crew), stop, plan, running.over())?;
@@ -396,7 +403,7 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     let part = parts.next().context("there is no worker")?;
     let mut taps = served.taps.into_iter();
     if let Some(tap) = taps.next() {
-        let event_loop = first_loop(&plan, tap_link(tap)?, part)?;
+        let event_loop = first_loop(&plan, first_tap_link(tap)?, part)?;
         let crew = enter_sandbox(&plan, taps.zip(parts).collect())?;
         serve_attached(&runtime, (event_loop, crew), (plan, stop), attached, ready)
     } else if let Some(frames) = frames {

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
 
+use super::thinning::Thinning;
 use super::{Link, Look, vnet};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch, TxCapabilities};
 use crate::net::Mac;
@@ -53,6 +54,8 @@ pub struct TapLink {
     granted: Granted,
     mac: Mac,
     lost: u64,
+    /// None where somebody else does it for all queues of the tap.
+    thinning: Option<Thinning>,
 }
 
 impl TapLink {
@@ -71,7 +74,53 @@ impl TapLink {
             granted,
             mac,
             lost: 0,
+            thinning: None,
         })
+    }
+
+    /// From now on floods are thinned out, for all queues of the tap.
+    pub const fn thin_floods(&mut self) {
+        self.thinning = Some(Thinning::new());
+    }
+
+    /// Counts what came, and changes the filter where that is due. A kernel that takes none is left alone.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "only while there is a flood, and not the time of the stack's"
+    )]
+    fn thin(&mut self, batch: &RxBatch) {
+        let Some(thinning) = &mut self.thinning else {
+            return;
+        };
+        for (frame, _) in batch.frames() {
+            thinning.count(frame);
+        }
+        if thinning.is_due() && thinning.look(std::time::Instant::now()) {
+            let set = tap::set_filter(self.device.as_fd(), &mut thinning.filter());
+            if let Err(error) = set {
+                tracing::debug!(%error, "floods are not thinned");
+                self.thinning = None;
+            }
+        }
+    }
+
+    /// Adds frames to a batch as [`Link::receive`] does.
+    fn fill(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool> {
+        while let Some(spare) = batch.spare() {
+            let (id, granted) = (self.id, self.granted);
+            let read = try_read(&mut self.device, look, |device| {
+                read_frame(device, spare, id, granted)
+            });
+            match read {
+                Ok((bytes, meta)) => batch.push(bytes, meta),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // One frame without its header: the next may have one.
+                Err(error) if error.kind() == ErrorKind::InvalidData => self.lost += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 
     /// What the kernel granted.
@@ -147,21 +196,9 @@ impl Link for TapLink {
     }
 
     fn receive(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool> {
-        while let Some(spare) = batch.spare() {
-            let (id, granted) = (self.id, self.granted);
-            let read = try_read(&mut self.device, look, |device| {
-                read_frame(device, spare, id, granted)
-            });
-            match read {
-                Ok((bytes, meta)) => batch.push(bytes, meta),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // One frame without its header: the next may have one.
-                Err(error) if error.kind() == ErrorKind::InvalidData => self.lost += 1,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
+        let more = self.fill(batch, look)?;
+        self.thin(batch);
+        Ok(more)
     }
 
     fn transmit(&mut self, batch: &mut TxBatch) -> io::Result<()> {

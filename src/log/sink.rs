@@ -133,7 +133,7 @@ fn kind(descriptor: &impl AsFd) -> Option<SFlag> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{PipeReader, Read, Write, pipe};
+    use std::io::{PipeReader, Read, pipe};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 

@@ -14,6 +14,7 @@ use seccompiler::{
 };
 
 use super::{SetupError, Step};
+use crate::sys::tap;
 
 /// A system call that may be made.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +114,9 @@ const FLAGS: &[&[Only]] = &[
 const OWN_DESCRIPTORS: &[&[Only]] = &[&[Only::Is(0, 0), Only::Is(1, DESCRIPTORS)]];
 /// `RLIMIT_NOFILE`, whose type differs from one C library to the other.
 const DESCRIPTORS: i32 = 7;
+
+/// A tap's filter is set, nothing else.
+const FILTER: &[&[Only]] = &[&[Only::Is(1, tap::SET_FILTER)]];
 
 /// A descriptor's flags are asked for, nothing else.
 const ASKED: &[&[Only]] = &[&[Only::Is(1, libc::F_GETFD)]];
@@ -240,6 +244,15 @@ pub const CALLS: &[Call] = &[
         libc::SYS_ppoll,
         "whether standard error takes a line, where it could not be opened anew",
     ),
+    Call {
+        everywhere: false,
+        ..only(
+            "ioctl",
+            libc::SYS_ioctl,
+            FILTER,
+            "a flood is thinned out before it is queued",
+        )
+    },
     any("futex", libc::SYS_futex, "locks of the runtime and the log"),
     any(
         "sched_yield",

@@ -15,6 +15,12 @@ const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 const TUNGETIFF: libc::Ioctl = 0x8004_54d2;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
+/// The request of [`set_filter`], `TUNATTACHFILTER`, which has the size of `struct sock_fprog` in it.
+pub const SET_FILTER: i32 = if size_of::<libc::sock_fprog>() == 16 {
+    0x4010_54d5
+} else {
+    0x4008_54d5
+};
 
 /// Offloads of `TUNSETOFFLOAD`, by their bits in linux/if_tun.h.
 pub mod offload {
@@ -125,6 +131,27 @@ pub fn set_offload(tap: BorrowedFd<'_>, offloads: u32) -> io::Result<()> {
             libc::c_ulong::from(offloads),
         )
     };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Has a program of classic BPF look at each frame before it is queued: it is dropped where that gives 0. It takes
+/// the place of the one before.
+///
+/// # Errors
+/// `EINVAL` when the kernel does not take the program.
+pub fn set_filter(tap: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        filter: program.as_mut_ptr(),
+    };
+    let request = libc::Ioctl::from(SET_FILTER.unsigned_abs());
+    // SAFETY: the pointer is to a live `sock_fprog`, whose pointer and length are those of a slice; the call copies
+    // both and writes neither.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), request, &raw const program) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

@@ -1,0 +1,446 @@
+//! Thins out what a guest floods its network with, so that its connections still get through.
+//!
+//! A tap has one queue, which a guest can fill faster than anybody reads: a frame costs a microsecond there and here
+//! alike, and some cost ten to answer. What the queue has no room for is lost, whatever it is, and a connection comes
+//! to a stop at one loss in ten. So while connections carry data, of each other kind of frame only so many a second
+//! are taken: a filter of the tap (classic BPF, `Documentation/networking/filter.rst`) drops part of the rest
+//! before it is queued, at the cost of who sends it. Comes in: frames as they are read, the time. Goes out: the
+//! filter, when it is to be another.
+
+use std::time::{Duration, Instant};
+
+use libc::sock_filter as Instruction;
+
+/// A kind of frame that is thinned by itself: what else there is gets through unharmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// ARP, and what is no IP at all.
+    Link,
+    /// Fragments of either family.
+    Fragment,
+    /// UDP; a train of datagrams is one, and those that follow others of their flow cost little.
+    Datagram,
+    /// TCP segments with SYN or RST, or without ACK: none carries a connection on.
+    Control,
+    /// ICMP and every other protocol.
+    Other,
+}
+
+const KINDS: usize = 5;
+
+/// What a frame counts; one that goes on with what the last of its kind was about, less.
+const WHOLE: u64 = 8;
+const FOLLOWING: u64 = 1;
+/// Frames of each kind that are taken in a second while connections carry data, in the order of [`Kind`], where no
+/// other kind is too much: several times what they are used for, and less than a third of what a processor answers.
+const MOST: [u64; KINDS] = [10_000, 20_000, 20_000, 20_000, 10_000];
+/// How long is counted before anything changes.
+const WINDOW: Duration = Duration::from_millis(10);
+/// How long connections that say nothing count as carrying data: a flood may have stopped them.
+const MEMORY: Duration = Duration::from_secs(3);
+/// Frames of those kinds after which the clock is looked at.
+const GLANCE: u64 = 256;
+/// The part of a kind that gets through, of 2^32: all of it, and the least.
+const ALL: u32 = u32::MAX;
+const LEAST: u32 = 1 << 16;
+
+/// Counts, and the part of each kind that is let through.
+#[derive(Debug)]
+pub(super) struct Thinning {
+    counts: [u64; KINDS],
+    kept: [u32; KINDS],
+    /// Segments that carry connections on.
+    segments: u64,
+    /// Addresses and ports of the last datagram.
+    flow: [u8; FLOW],
+    since: Option<Instant>,
+    /// When there were such segments last.
+    carried: Option<Instant>,
+}
+
+impl Thinning {
+    pub(super) const fn new() -> Self {
+        Self {
+            counts: [0; KINDS],
+            kept: [ALL; KINDS],
+            segments: 0,
+            flow: [0; FLOW],
+            since: None,
+            carried: None,
+        }
+    }
+
+    /// Counts a frame that came through.
+    pub(super) fn count(&mut self, frame: &[u8]) {
+        let Some(kind) = kind(frame) else {
+            self.segments += 1;
+            return;
+        };
+        let follows = kind == Kind::Datagram && self.flow == flow(frame);
+        if kind == Kind::Datagram && !follows {
+            self.flow = flow(frame);
+        }
+        self.counts[kind as usize] += if follows { FOLLOWING } else { WHOLE };
+    }
+
+    /// It is time to look at the clock: something is thinned, or may have to be.
+    pub(super) fn is_due(&self) -> bool {
+        self.is_on() || self.counts.iter().sum::<u64>() >= GLANCE * WHOLE
+    }
+
+    fn is_on(&self) -> bool {
+        self.kept != [ALL; KINDS]
+    }
+
+    /// What is to change by what was counted; true when there is to be another filter.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let elapsed = now.duration_since(since);
+        if elapsed < WINDOW && self.since != Some(now) {
+            return false;
+        }
+        if self.segments > 0 {
+            self.carried = Some(now);
+        }
+        let carries = |at: Instant| now.duration_since(at) < MEMORY;
+        let carries = self.carried.is_some_and(carries);
+        let before = self.kept;
+        if !elapsed.is_zero() {
+            let micros = u64::try_from(elapsed.as_micros())
+                .unwrap_or(u64::MAX)
+                .max(1);
+            let rates = self
+                .counts
+                .map(|count| count.saturating_mul(1_000_000) / (WHOLE * micros));
+            let floods =
+                (0..KINDS).filter(|kind| before[*kind] != ALL || rates[*kind] > MOST[*kind]);
+            // Several at once share what one would have.
+            let floods = u64::try_from(floods.count()).unwrap_or(1).max(1);
+            for ((rate, kept), most) in rates.iter().zip(&mut self.kept).zip(MOST) {
+                *kept = if carries {
+                    part(*kept, *rate, most / floods)
+                } else {
+                    ALL
+                };
+            }
+        }
+        self.counts = [0; KINDS];
+        self.segments = 0;
+        self.since = Some(now);
+        self.kept != before
+    }
+
+    /// The filter for what is let through now.
+    pub(super) fn filter(&self) -> Vec<Instruction> {
+        filter(self.kept)
+    }
+}
+
+/// The part to let through of what came at this rate by letting a part through.
+fn part(kept: u32, rate: u64, most: u64) -> u32 {
+    if rate > most + most / 4 {
+        let less = u64::from(kept) * most / rate;
+        u32::try_from(less).unwrap_or(ALL).max(LEAST)
+    } else if rate < most / 2 {
+        kept.saturating_mul(2)
+    } else {
+        kept
+    }
+}
+
+const ETHERTYPE: usize = 12;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const IPV6_FRAGMENT: u8 = 44;
+/// More fragments follow, or the place is not the first (RFC 791).
+const FRAGMENTED: u16 = 0x3fff;
+/// SYN, RST and ACK; what carries a connection on has the last alone.
+const FLAGS: u8 = 0x16;
+const CARRIES: u8 = 0x10;
+
+/// What is thinned as one kind; none for what never is. The same as [`filter`] does in the kernel.
+fn kind(frame: &[u8]) -> Option<Kind> {
+    let byte = |at: usize| frame.get(at).copied().unwrap_or(0);
+    let word = |at: usize| u16::from_be_bytes([byte(at), byte(at + 1)]);
+    let (protocol, flags) = match word(ETHERTYPE) {
+        IPV4 if word(20) & FRAGMENTED != 0 => return Some(Kind::Fragment),
+        IPV4 => (byte(23), 14 + usize::from(byte(14) & 15) * 4 + 13),
+        IPV6 => (byte(20), 67),
+        _ => return Some(Kind::Link),
+    };
+    match protocol {
+        TCP if byte(flags) & FLAGS == CARRIES => None,
+        TCP => Some(Kind::Control),
+        UDP => Some(Kind::Datagram),
+        IPV6_FRAGMENT if word(ETHERTYPE) == IPV6 => Some(Kind::Fragment),
+        _ => Some(Kind::Other),
+    }
+}
+
+const FLOW: usize = 16;
+
+/// What tells a datagram's flow from others: the addresses or their ends, and the ports.
+fn flow(frame: &[u8]) -> [u8; FLOW] {
+    let mut flow = [0; FLOW];
+    let place = if frame.get(12..14) == Some(&IPV6.to_be_bytes()) {
+        42..58
+    } else {
+        26..38
+    };
+    for (to, from) in flow.iter_mut().zip(frame.get(place).unwrap_or_default()) {
+        *to = *from;
+    }
+    flow
+}
+
+/// The program that lets through a part of each kind, of 2^32.
+fn filter(kept: [u32; KINDS]) -> Vec<Instruction> {
+    use libc::{
+        BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_JA, BPF_JEQ, BPF_JGT,
+        BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET, BPF_W, BPF_X,
+    };
+    let op = |code: u32, jt, jf, k: u32| Instruction {
+        code: u16::try_from(code).unwrap_or(0),
+        jt,
+        jf,
+        k,
+    };
+    let is = |k: u32, jt, jf| op(BPF_JMP | BPF_JEQ | BPF_K, jt, jf, k);
+    let jump = |k| op(BPF_JMP | BPF_JA, 0, 0, k);
+    let threshold = |kind: Kind| op(BPF_LDX | BPF_IMM, 0, 0, kept[kind as usize]);
+    // Where a kind's threshold is taken; jumps count from the next instruction.
+    const LINK: u8 = 18;
+    const FRAGMENT: u8 = 20;
+    const DATAGRAM: u8 = 22;
+    const OTHER: u8 = 24;
+    const CONTROL: u8 = 26;
+    const TAKE: u8 = 29;
+    vec![
+        op(BPF_LD | BPF_H | BPF_ABS, 0, 0, 12),
+        is(IPV4.into(), 1, 0),
+        is(IPV6.into(), 11 - 3, LINK - 3),
+        op(BPF_LD | BPF_H | BPF_ABS, 0, 0, 20),
+        op(
+            BPF_JMP | BPF_JSET | BPF_K,
+            FRAGMENT - 5,
+            0,
+            FRAGMENTED.into(),
+        ),
+        op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 23),
+        is(UDP.into(), DATAGRAM - 7, 0),
+        is(TCP.into(), 0, OTHER - 8),
+        op(BPF_LDX | BPF_B | BPF_MSH, 0, 0, 14),
+        op(BPF_LD | BPF_B | BPF_IND, 0, 0, 27),
+        jump(16 - 11),
+        // 11: IPv6.
+        op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 20),
+        is(UDP.into(), DATAGRAM - 13, 0),
+        is(IPV6_FRAGMENT.into(), FRAGMENT - 14, 0),
+        is(TCP.into(), 0, OTHER - 15),
+        op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 67),
+        // 16: the flags of a segment.
+        op(BPF_ALU | BPF_AND | BPF_K, 0, 0, FLAGS.into()),
+        is(CARRIES.into(), TAKE - 18, CONTROL - 18),
+        threshold(Kind::Link),
+        jump(27 - 20),
+        threshold(Kind::Fragment),
+        jump(27 - 22),
+        threshold(Kind::Datagram),
+        jump(27 - 24),
+        threshold(Kind::Other),
+        jump(27 - 26),
+        threshold(Kind::Control),
+        // 27: a number by chance against it.
+        op(BPF_LD | BPF_W | BPF_ABS, 0, 0, RANDOM),
+        op(BPF_JMP | BPF_JGT | BPF_X, 1, 0, 0),
+        op(BPF_RET | BPF_K, 0, 0, u32::MAX),
+        op(BPF_RET | BPF_K, 0, 0, 0),
+    ]
+}
+
+/// Where the kernel has a random number to load (linux/filter.h, `SKF_AD_OFF + SKF_AD_RANDOM`).
+const RANDOM: u32 = u32::MAX - 0x1000 + 1 + 56;
+
+#[cfg(test)]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "any moment will do to count from"
+)]
+mod tests {
+    use super::*;
+
+    /// What the kernel does with a program, as far as [`filter`] needs it.
+    fn passes(program: &[Instruction], frame: &[u8], random: u32) -> bool {
+        let (mut a, mut x, mut at) = (0_u32, 0_u32, 0_usize);
+        let byte = |place: u32| {
+            frame
+                .get(usize::try_from(place).unwrap())
+                .map(|byte| u32::from(*byte))
+        };
+        loop {
+            let Instruction { code, jt, jf, k } = program[at];
+            at += 1;
+            let jump = |condition: bool| usize::from(if condition { jt } else { jf });
+            let loaded = match code {
+                0x28 => byte(k).zip(byte(k + 1)).map(|(high, low)| high << 8 | low),
+                0x30 => byte(k),
+                0x50 => byte(x + k),
+                0x20 => {
+                    assert_eq!(k, RANDOM);
+                    Some(random)
+                }
+                _ => Some(a),
+            };
+            // A load beyond the end drops the frame.
+            let Some(loaded) = loaded else { return false };
+            a = loaded;
+            match code {
+                0x28 | 0x30 | 0x50 | 0x20 => {}
+                0x15 => at += jump(a == k),
+                0x45 => at += jump(a & k != 0),
+                0x2d => at += jump(a > x),
+                0x05 => at += usize::try_from(k).unwrap(),
+                0x54 => a &= k,
+                0x01 => x = k,
+                0xb1 => x = (byte(k).unwrap() & 15) * 4,
+                0x06 => return k != 0,
+                unknown => panic!("{unknown:x}"),
+            }
+        }
+    }
+
+    fn frame(ethertype: u16, fields: &[(usize, u8)]) -> Vec<u8> {
+        let mut frame = vec![0; 120];
+        frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+        for (at, byte) in fields {
+            frame[*at] = *byte;
+        }
+        frame
+    }
+
+    fn samples() -> Vec<(Vec<u8>, Option<Kind>)> {
+        let v4 = |protocol, rest: &[(usize, u8)]| {
+            frame(IPV4, &[&[(14, 0x45), (23, protocol)], rest].concat())
+        };
+        let v6 = |protocol, rest: &[(usize, u8)]| frame(IPV6, &[&[(20, protocol)], rest].concat());
+        vec![
+            (frame(0x0806, &[]), Some(Kind::Link)),
+            (frame(0x88cc, &[]), Some(Kind::Link)),
+            (v4(6, &[(47, 0x10)]), None),
+            (v4(6, &[(47, 0x18)]), None),
+            (v4(6, &[(47, 0x11)]), None),
+            (v4(6, &[(14, 0x46), (51, 0x10)]), None),
+            (v4(6, &[(47, 0x02)]), Some(Kind::Control)),
+            (v4(6, &[(47, 0x12)]), Some(Kind::Control)),
+            (v4(6, &[(47, 0x14)]), Some(Kind::Control)),
+            (v4(6, &[(47, 0x01)]), Some(Kind::Control)),
+            (v4(6, &[(47, 0x10), (20, 0x40)]), None),
+            (v4(6, &[(47, 0x10), (20, 0x20)]), Some(Kind::Fragment)),
+            (v4(17, &[(21, 1)]), Some(Kind::Fragment)),
+            (v4(17, &[]), Some(Kind::Datagram)),
+            (v4(1, &[]), Some(Kind::Other)),
+            (v4(44, &[]), Some(Kind::Other)),
+            (v6(6, &[(67, 0x10)]), None),
+            (v6(6, &[(67, 0x04)]), Some(Kind::Control)),
+            (v6(17, &[]), Some(Kind::Datagram)),
+            (v6(44, &[]), Some(Kind::Fragment)),
+            (v6(58, &[]), Some(Kind::Other)),
+        ]
+    }
+
+    #[test]
+    fn the_kernel_and_we_call_frames_the_same() {
+        for (frame, expected) in samples() {
+            assert_eq!(kind(&frame), expected, "{frame:?}");
+            for thinned in 0..KINDS {
+                let mut kept = [ALL; KINDS];
+                kept[thinned] = LEAST;
+                let dropped = expected.is_some_and(|kind| kind as usize == thinned);
+                assert!(passes(&filter(kept), &frame, LEAST), "a part gets through");
+                assert_eq!(
+                    passes(&filter(kept), &frame, ALL),
+                    !dropped,
+                    "{frame:?} {thinned}"
+                );
+            }
+        }
+    }
+
+    /// So many frames of a kind, and of segments, in one window.
+    fn window(thinning: &mut Thinning, now: &mut Instant, frames: u64, segments: u64) -> bool {
+        thinning.counts[Kind::Control as usize] += frames * WHOLE;
+        thinning.segments += segments;
+        *now += WINDOW;
+        thinning.look(*now)
+    }
+
+    #[test]
+    fn a_flood_is_thinned_while_connections_carry_data_and_then_no_more() {
+        let most = MOST[Kind::Control as usize] / 100;
+        let mut now = Instant::now();
+        let mut thinning = Thinning::new();
+        window(&mut thinning, &mut now, 0, 1);
+        assert!(!window(&mut thinning, &mut now, most, 1), "what is allowed");
+        assert!(window(&mut thinning, &mut now, most * 10, 1));
+        let part = thinning.kept[Kind::Control as usize];
+        assert!((ALL / 11..ALL / 9).contains(&part), "a tenth: {part}");
+        assert_eq!(thinning.kept[Kind::Link as usize], ALL, "nothing else");
+        assert!(
+            !window(&mut thinning, &mut now, most, 0),
+            "it is as it should be"
+        );
+        assert!(thinning.is_due());
+        // Nobody floods any more.
+        let windows = (0..10)
+            .filter(|_| window(&mut thinning, &mut now, 0, 1))
+            .count();
+        assert_eq!((windows, thinning.is_on()), (4, false));
+    }
+
+    #[test]
+    fn floods_of_several_kinds_share_what_one_may_be() {
+        let mut now = Instant::now();
+        let mut thinning = Thinning::new();
+        window(&mut thinning, &mut now, 0, 1);
+        for kind in [Kind::Link, Kind::Control] {
+            thinning.counts[kind as usize] += 10 * MOST[kind as usize] / 100 * WHOLE;
+        }
+        assert!(window(&mut thinning, &mut now, 0, 1));
+        for kind in [Kind::Link, Kind::Control] {
+            let part = thinning.kept[kind as usize];
+            assert!((ALL / 21..ALL / 19).contains(&part), "a twentieth: {part}");
+        }
+    }
+
+    #[test]
+    fn datagrams_that_follow_one_another_count_less() {
+        let mut thinning = Thinning::new();
+        let datagram = |port| frame(IPV4, &[(14, 0x45), (23, 17), (35, port)]);
+        for _ in 0..80 {
+            thinning.count(&datagram(1));
+        }
+        let alike = thinning.counts[Kind::Datagram as usize];
+        assert_eq!(alike, WHOLE + 79 * FOLLOWING);
+        for port in 0..80 {
+            thinning.count(&datagram(port));
+        }
+        let others = thinning.counts[Kind::Datagram as usize] - alike;
+        assert_eq!(others, 80 * WHOLE);
+    }
+
+    #[test]
+    fn nothing_is_thinned_where_there_is_no_connection() {
+        let mut now = Instant::now();
+        let mut thinning = Thinning::new();
+        assert!(!window(&mut thinning, &mut now, 100_000, 0));
+        assert!(!window(&mut thinning, &mut now, 100_000, 0));
+        assert!(window(&mut thinning, &mut now, 100_000, 1));
+        // A connection that the flood has stopped still counts.
+        assert!(!window(&mut thinning, &mut now, 200, 0));
+        now += MEMORY;
+        assert!(window(&mut thinning, &mut now, 100_000, 0));
+        assert!(!thinning.is_on());
+    }
+}
