@@ -222,12 +222,14 @@ def name_of(pid):
 
 
 def ask(path, request):
-    """One request to slirp4netns's API."""
+    """One request to an API socket of slirp4netns's kind; gives the answer."""
     with socket.socket(socket.AF_UNIX) as api:
         api.settimeout(START_LIMIT)
         api.connect(path)
         api.sendall(json.dumps(request).encode())
         api.shutdown(socket.SHUT_WR)
-        answer = json.loads(api.recv(65536) or b"{}")
+        answer = b"".join(iter(lambda: api.recv(65536), b""))
+    answer = json.loads(answer or b"{}")
     if "error" in answer:
-        raise Failed(f"slirp4netns: {request['execute']}: {answer['error']}")
+        raise Failed(f"{request['execute']}: {answer['error']}")
+    return answer
