@@ -29,4 +29,10 @@ impl<S> EchoFlow<S> {
     pub fn deadline(now: Instant) -> Instant {
         now + IDLE
     }
+
+    /// When it last carried one, by its deadline.
+    #[must_use]
+    pub fn active_at(deadline: Instant) -> Instant {
+        deadline - IDLE
+    }
 }

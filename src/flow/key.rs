@@ -71,6 +71,28 @@ pub enum FlowKey {
     },
 }
 
+/// What flows carry, as far as they share the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP connection.
+    Stream,
+    /// UDP, pings, queries: each costs a guest no more than a packet.
+    Datagrams,
+}
+
+impl FlowKey {
+    /// What such a flow carries.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Tcp { .. } | Self::Spliced { .. } => Kind::Stream,
+            Self::Udp { .. } | Self::Peer { .. } | Self::Echo { .. } | Self::Query { .. } => {
+                Kind::Datagrams
+            }
+        }
+    }
+}
+
 /// Builds keyed hashers for maps whose keys a guest chooses.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyedState {

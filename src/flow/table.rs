@@ -2,25 +2,25 @@
 //!
 //! Owns every flow. A [`Token`] names a slot and the slot's generation, so an event that comes
 //! after its flow is gone finds nothing, never a stranger. Every flow has a deadline; deadlines may
-//! move later for free (the heap's entry stays and is looked at again when it comes up).
+//! move later for free (the heap's entry stays and is looked at again when it comes up). Where there is
+//! no room, [`giving_way`] says who goes.
+
+mod giving_way;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
-use super::key::{FlowKey, KeyedState};
+use super::key::{FlowKey, KeyedState, Kind};
 use crate::host::Token;
 use crate::net::Instant;
+
+use giving_way::Waiting;
 
 /// Generations wrap below this; the bit above marks tokens that are not flows.
 const GENERATION_MASK: u64 = 0x3fff_ffff;
 
 /// Room for this many flows is kept when most have gone.
 const KEPT: usize = 1024;
-
-/// Flows that may wait for their other end at once.
-const HALF_OPEN: usize = 4096;
-/// As many must have come before all that wait are looked at again.
-const BETWEEN_LOOKS: usize = HALF_OPEN / 4;
 
 /// The table holds as many flows as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -42,20 +42,18 @@ struct Slot<F> {
     entry: Option<Entry<F>>,
 }
 
+/// Each kind of flow may have all places but this part of them, which is kept for the other.
+const KEPT_FOR_OTHERS: usize = 8;
+
 /// All flows of a stack.
 pub struct Table<F> {
     slots: Vec<Slot<F>>,
     free: Vec<u32>,
     index: HashMap<FlowKey, Token, KeyedState>,
     deadlines: BinaryHeap<Reverse<(Instant, Token)>>,
-    /// Flows that are over but remembered, oldest first: they give way to new ones.
-    evictable: VecDeque<Token>,
-    /// Flows that wait for their other end and since when, oldest first; some have it by now.
-    half_open: VecDeque<(Instant, Token)>,
-    /// Flows that have come since all of these were looked at.
-    half_opened: usize,
-    /// Flows that nobody has answered and since when, oldest first; some were answered by now.
-    unanswered: VecDeque<(Instant, Token)>,
+    waiting: Waiting,
+    /// How many are datagrams'.
+    datagrams: usize,
     limit: usize,
     /// The generation of slots that are new: above those of slots that were given up.
     first_generation: u64,
@@ -85,10 +83,8 @@ impl<F> Table<F> {
             free: Vec::new(),
             index: HashMap::with_hasher(hash),
             deadlines: BinaryHeap::new(),
-            evictable: VecDeque::new(),
-            half_open: VecDeque::new(),
-            half_opened: 0,
-            unanswered: VecDeque::new(),
+            waiting: Waiting::default(),
+            datagrams: 0,
             limit,
             first_generation: 0,
             shrink_at: 0,
@@ -107,15 +103,32 @@ impl<F> Table<F> {
         self.index.is_empty()
     }
 
-    /// The token that the next [`Table::insert`] will give, for opening the flow's socket with.
+    /// Flows of this kind have all the places that they may have: a flood of one kind leaves room for the
+    /// other.
+    #[must_use]
+    pub fn is_share_used(&self, kind: Kind) -> bool {
+        let count = match kind {
+            Kind::Datagrams => self.datagrams,
+            Kind::Stream => self.index.len() - self.datagrams,
+        };
+        count >= self.limit - self.limit / KEPT_FOR_OTHERS
+    }
+
+    /// The token that the next [`Table::insert`] will give, for opening the socket of a flow of this kind with.
     /// Makes room by forgetting the oldest flow that is over, if it must.
     ///
     /// # Errors
     /// [`Full`] when every flow is live.
-    pub fn next_token(&mut self) -> Result<Token, Full> {
-        while self.index.len() >= self.limit {
-            let oldest = self.evictable.pop_front().ok_or(Full)?;
-            self.remove(oldest);
+    pub fn next_token(&mut self, kind: Kind) -> Result<Token, Full> {
+        while self.index.len() >= self.limit || self.is_share_used(kind) {
+            self.forget_one()?;
+        }
+        self.promise()
+    }
+
+    fn promise(&self) -> Result<Token, Full> {
+        if self.index.len() >= self.limit {
+            return Err(Full);
         }
         match self.free.last() {
             Some(&index) => Ok(token(
@@ -134,7 +147,10 @@ impl<F> Table<F> {
     /// # Errors
     /// [`Full`] when every flow is live.
     pub fn insert(&mut self, key: FlowKey, flow: F, deadline: Instant) -> Result<Token, Full> {
-        let token = self.next_token()?;
+        while self.index.len() >= self.limit {
+            self.forget_one()?;
+        }
+        let token = self.promise()?;
         debug_assert!(!self.index.contains_key(&key), "a key names one flow");
         if self.free.pop().is_none() {
             self.slots.push(Slot {
@@ -151,6 +167,7 @@ impl<F> Table<F> {
             queued: false,
         };
         self.slots[slot_of(token)].entry = Some(entry);
+        self.datagrams += usize::from(key.kind() == Kind::Datagrams);
         self.index.insert(key, token);
         self.deadlines.push(Reverse((deadline, token)));
         Ok(token)
@@ -221,6 +238,7 @@ impl<F> Table<F> {
         let entry = slot.entry.take()?;
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
         self.index.remove(&entry.key);
+        self.datagrams -= usize::from(entry.key.kind() == Kind::Datagrams);
         self.trim_deadlines();
         self.free
             .push(u32::try_from(slot_of(token)).unwrap_or(u32::MAX));
@@ -246,9 +264,7 @@ impl<F> Table<F> {
         self.free.shrink_to(KEPT);
         self.index.shrink_to(KEPT);
         self.deadlines.shrink_to(KEPT);
-        self.evictable.shrink_to(KEPT);
-        self.half_open.shrink_to(KEPT);
-        self.unanswered.shrink_to(KEPT);
+        self.waiting.shrink();
         // Where the last one is in the way, this waits until there are half as many.
         self.shrink_at = self.index.len() / 2;
     }
@@ -269,7 +285,7 @@ impl<F> Table<F> {
     /// A deadline that moves near and far again leaves an entry behind each time: when most entries
     /// are such, they are thrown out.
     fn trim_deadlines(&mut self) {
-        if self.deadlines.len() <= self.most_deadlines() {
+        if self.deadlines.len() <= self.most_entries() {
             return;
         }
         let mut kept = std::mem::take(&mut self.deadlines);
@@ -279,84 +295,8 @@ impl<F> Table<F> {
         self.deadlines = kept;
     }
 
-    fn most_deadlines(&self) -> usize {
+    fn most_entries(&self) -> usize {
         2 * self.index.len() + 64
-    }
-
-    /// Marks a flow as over: it gives way when the table is full.
-    pub fn set_evictable(&mut self, token: Token) {
-        self.evictable.push_back(token);
-        // Tokens of flows that ended otherwise stay behind; the queue is kept in proportion.
-        if self.evictable.len() > 2 * self.index.len() + 64 {
-            let mut kept = std::mem::take(&mut self.evictable);
-            kept.retain(|&token| self.entry(token).is_some());
-            self.evictable = kept;
-        }
-    }
-
-    /// Notes that a flow waits for its other end from now on.
-    pub fn set_half_open(&mut self, now: Instant, token: Token) {
-        self.half_open.push_back((now, token));
-        self.half_opened += 1;
-    }
-
-    /// Takes out the flow that has waited longest for its other end, if it has since `latest` at least;
-    /// `waits` says whether one does.
-    pub fn take_half_open(&mut self, latest: Instant, waits: impl Fn(&F) -> bool) -> Option<F> {
-        let (since, token) = self.longest_half_open(waits)?;
-        if since > latest {
-            return None;
-        }
-        self.half_open.pop_front();
-        self.remove(token)
-    }
-
-    fn longest_half_open(&mut self, waits: impl Fn(&F) -> bool) -> Option<(Instant, Token)> {
-        while let Some(&(since, token)) = self.half_open.front() {
-            if self.get(token).is_some_and(&waits) {
-                return Some((since, token));
-            }
-            self.half_open.pop_front();
-        }
-        None
-    }
-
-    /// As many flows wait for their other end as may.
-    pub fn is_half_open_full(&mut self, waits: impl Fn(&F) -> bool) -> bool {
-        // Looking at all costs each newcomer no more than a few looks.
-        if self.half_open.len() >= HALF_OPEN && self.half_opened >= BETWEEN_LOOKS {
-            let mut kept = std::mem::take(&mut self.half_open);
-            kept.retain(|&(_, token)| self.get(token).is_some_and(&waits));
-            self.half_open = kept;
-            self.half_opened = 0;
-        }
-        self.longest_half_open(waits).is_some() && self.half_open.len() >= HALF_OPEN
-    }
-
-    /// Notes that a flow has not been answered.
-    pub fn set_unanswered(&mut self, now: Instant, token: Token) {
-        self.unanswered.push_back((now, token));
-        if self.unanswered.len() > self.most_deadlines() {
-            let mut kept = std::mem::take(&mut self.unanswered);
-            kept.retain(|&(_, token)| self.entry(token).is_some());
-            self.unanswered = kept;
-        }
-    }
-
-    /// Takes out the flow that has not been answered for the longest time, if it has not since `latest` at
-    /// least; `waits` says whether one has not.
-    pub fn take_unanswered(&mut self, latest: Instant, waits: impl Fn(&F) -> bool) -> Option<F> {
-        while let Some(&(since, token)) = self.unanswered.front() {
-            let still = self.get(token).is_some_and(&waits);
-            if still && since > latest {
-                return None;
-            }
-            self.unanswered.pop_front();
-            if still {
-                return self.remove(token);
-            }
-        }
-        None
     }
 
     /// When [`Table::expired`] may have something to give. May be early, never late.
@@ -423,10 +363,12 @@ impl<F> Table<F> {
                 self.free.len()
             ));
         }
-        if self.half_open.len() > HALF_OPEN {
-            return Err(format!("{} are half open", self.half_open.len()));
+        self.waiting.check()?;
+        let of_datagrams = |key: &&FlowKey| key.kind() == Kind::Datagrams;
+        if self.index.keys().filter(of_datagrams).count() != self.datagrams {
+            return Err(format!("{} flows of datagrams are counted", self.datagrams));
         }
-        if self.deadlines.len() > self.most_deadlines() {
+        if self.deadlines.len() > self.most_entries() {
             return Err(format!(
                 "{} deadlines for {live} flows",
                 self.deadlines.len()

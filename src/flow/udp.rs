@@ -115,6 +115,12 @@ impl<S> UdpFlow<S> {
         now + self.idle()
     }
 
+    /// When it last carried a datagram, by its deadline.
+    #[must_use]
+    pub fn active_at(&self, deadline: Instant) -> Instant {
+        deadline - self.idle()
+    }
+
     const fn idle(&self) -> Duration {
         match (self.only_dns, self.replied) {
             (true, _) => DNS_IDLE,
@@ -141,6 +147,12 @@ impl PublishedPeer {
     #[must_use]
     pub fn deadline(now: Instant) -> Instant {
         now + IDLE
+    }
+
+    /// When it last was one, by its deadline.
+    #[must_use]
+    pub fn active_at(deadline: Instant) -> Instant {
+        deadline - IDLE
     }
 }
 

@@ -5,12 +5,12 @@
 //! attempt has a fresh socket and identifier (RFC 5452); a silent resolver is passed over for the
 //! next; when all have been silent the guest gets SERVFAIL rather than nothing.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::ops::Range;
 
 use crate::config::DNS_PORT;
-use crate::flow::key::FlowKey;
+use crate::flow::key::{FlowKey, Kind};
 use crate::flow::query::{ATTEMPT, Query, ROUNDS};
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, Outgoing, Token, UdpSocket};
@@ -74,20 +74,24 @@ impl<H: Host> Stack<H> {
             };
         }
         let back = self.back(wire);
-        let Ok(token) = self.table.next_token() else {
-            self.counters.flows_refused += 1;
-            self.fail_query(turn, back, guest, bytes);
-            return Disposition::Answered;
-        };
         // The one that answered last is asked first.
         let resolvers = turn.host.resolvers();
         let first = self
             .resolver
             .and_then(|last| resolvers.iter().position(|addr| *addr == last))
             .unwrap_or(0);
-        let Some(attempt) = self.ask(turn, token, bytes, first..first) else {
-            self.fail_query(turn, back, guest, bytes);
-            return Disposition::Answered;
+        let asked = self.with_room(turn, Kind::Datagrams, |stack, host| {
+            let token = stack.token(Kind::Datagrams)?;
+            Ok((token, stack.ask(host, token, bytes, first..first)?))
+        });
+        let (token, attempt) = match asked {
+            Ok(asked) => asked,
+            Err(error) => {
+                tracing::debug!(%guest, %error, "no resolver can be asked");
+                self.counters.flows_refused += 1;
+                self.fail_query(turn, back, guest, bytes);
+                return Disposition::Answered;
+            }
         };
         let query = Query {
             socket: attempt.socket,
@@ -106,33 +110,46 @@ impl<H: Host> Stack<H> {
 
     /// Asks the resolvers in turn until one takes the query. `places.start` is the place in the list
     /// that the query began at, `places.end` the one that is to be asked now.
+    ///
+    /// # Errors
+    /// Why the last of them could not be asked; `NotFound` where there is none left.
     fn ask(
         &mut self,
-        turn: &mut Turn<'_, H>,
+        host: &mut H,
         token: Token,
         bytes: &[u8],
         places: Range<usize>,
-    ) -> Option<Attempt<H::Udp>> {
-        let count = turn.host.resolvers().len();
+    ) -> io::Result<Attempt<H::Udp>> {
+        let mut reason = ErrorKind::NotFound.into();
+        let count = host.resolvers().len();
         for number in places.len()..count * ROUNDS {
-            let resolver = *turn.host.resolvers().get((places.start + number) % count)?;
+            let Some(&resolver) = host.resolvers().get((places.start + number) % count) else {
+                break;
+            };
             let role = DatagramRole::Connected(resolver);
-            let Ok(mut socket) = udp::open_datagram(turn.host, token, role) else {
-                continue;
+            let mut socket = match udp::open_datagram(host, token, role) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    reason = error;
+                    continue;
+                }
             };
             let id = self.secrets.next_u16();
             let mut query = bytes.to_vec();
             query[..2].copy_from_slice(&id.to_be_bytes());
-            if socket.send(&Outgoing::plain(resolver, &query)).is_ok() {
-                return Some(Attempt {
-                    socket,
-                    id,
-                    resolver,
-                    number: number + 1,
-                });
+            match socket.send(&Outgoing::plain(resolver, &query)) {
+                Ok(()) => {
+                    return Ok(Attempt {
+                        socket,
+                        id,
+                        resolver,
+                        number: number + 1,
+                    });
+                }
+                Err(error) => reason = error,
             }
         }
-        None
+        Err(reason)
     }
 
     /// Tells the guest that no resolver answered.
@@ -205,11 +222,11 @@ impl<H: Host> Stack<H> {
             // It does not answer any longer: the order of the list holds again.
             self.resolver = None;
         }
-        let attempt = self.ask(turn, token, &bytes, places);
+        let attempt = self.ask(turn.host, token, &bytes, places);
         let Some(Flow::Query(query)) = self.table.get_mut(token) else {
             return;
         };
-        if let Some(attempt) = attempt {
+        if let Ok(attempt) = attempt {
             query.socket = attempt.socket;
             query.attempt_id = attempt.id;
             query.resolver = attempt.resolver;

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use crate::flow::echo::EchoFlow;
-use crate::flow::key::FlowKey;
+use crate::flow::key::{FlowKey, Kind};
 use crate::flow::{Flow, Turn};
 use crate::host::{EchoSocket, Host, QueuedError, Received, Token};
 use crate::net::DropReason;
@@ -84,13 +84,13 @@ impl<H: Host> Stack<H> {
         ip: &Ip<'_>,
         ident: u16,
     ) -> Result<Token, IcmpError> {
-        let Ok(token) = self.table.next_token() else {
-            self.counters.flows_refused += 1;
-            return Err(IcmpError::AdministrativelyProhibited);
-        };
-        let opened = turn.host.echo_open(token, ip.dst.is_ipv6());
-        let socket = opened.map_err(|error| {
+        let opened = self.with_room(turn, Kind::Datagrams, |stack, host| {
+            let token = stack.token(Kind::Datagrams)?;
+            Ok((token, host.echo_open(token, ip.dst.is_ipv6())?))
+        });
+        let (token, socket) = opened.map_err(|error| {
             self.hint(&error);
+            self.counters.flows_refused += 1;
             udp::told_of_no_socket(&error)
         })?;
         let flow = EchoFlow {
@@ -102,6 +102,7 @@ impl<H: Host> Stack<H> {
         };
         let deadline = EchoFlow::<H::Echo>::deadline(turn.now);
         self.admit(token, key, Flow::Echo(flow), deadline);
+        self.table.set_idle(turn.now, token);
         Ok(token)
     }
 

@@ -11,7 +11,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use crate::config::{Protocol, Publish};
-use crate::flow::key::FlowKey;
+use crate::flow::key::{FlowKey, Kind};
 use crate::flow::named_stream::Stream;
 use crate::flow::tcp::TcpFlow;
 use crate::flow::udp::PublishedPeer;
@@ -306,7 +306,7 @@ impl<H: Host> Stack<H> {
         let seen = self.client_inside(client, guest);
         let (Some(seen), Ok(token), Some(path)) = (
             self.free_endpoint(guest, seen),
-            self.table.next_token(),
+            self.with_room(turn, Kind::Stream, |stack, _| stack.token(Kind::Stream)),
             self.path(guest.ip()),
         ) else {
             self.counters.flows_refused += 1;
@@ -500,8 +500,13 @@ impl<H: Host> Stack<H> {
                 remote: seen,
             };
             let Some(token) = self.table.find(&key) else {
-                self.table.insert(key, Flow::Peer(peer), deadline).ok()?;
-                self.counters.flows_opened += 1;
+                let mut token = self.token(Kind::Datagrams);
+                if token.is_err() && self.close_idle(now) {
+                    token = self.token(Kind::Datagrams);
+                }
+                let token = token.ok()?;
+                self.admit(token, key, Flow::Peer(peer), deadline);
+                self.table.set_idle(now, token);
                 return Some(seen);
             };
             if matches!(self.table.get(token), Some(Flow::Peer(known)) if *known == peer) {

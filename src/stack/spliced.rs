@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use crate::flow::key::FlowKey;
+use crate::flow::key::{FlowKey, Kind};
 use crate::flow::spliced::{self, Opening, SplicedFlow};
 use crate::flow::tcp::Progress;
 use crate::flow::{Flow, Turn};
@@ -39,7 +39,10 @@ impl<H: Host> Stack<H> {
         guest: SocketAddr,
     ) -> Result<(), H::Tcp> {
         // Where there are no descriptors for pipes the link carries it by what is there already.
-        let (Ok(token), Ok(pipe)) = (self.table.next_token(), turn.host.pipe()) else {
+        let room = self.with_room(turn, Kind::Stream, |stack, host| {
+            Ok((stack.token(Kind::Stream)?, host.pipe()?))
+        });
+        let Ok((token, pipe)) = room else {
             return Err(socket);
         };
         turn.host.return_pipe(pipe);

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::flow::key::FlowKey;
+use crate::flow::key::{FlowKey, Kind};
 use crate::flow::named_stream::{NamedStream, Stream};
 use crate::flow::query::ATTEMPT;
 use crate::flow::table::Full;
@@ -59,7 +59,7 @@ fn refusal(error: &io::Error) -> Refusal {
 }
 
 /// There is no room for another, or no descriptor.
-pub(super) fn is_exhaustion(error: &io::Error) -> bool {
+fn is_exhaustion(error: &io::Error) -> bool {
     let number = error.raw_os_error();
     error.kind() == ErrorKind::QuotaExceeded
         || number.is_some_and(|number| OUT_OF_DESCRIPTORS.contains(&number))
@@ -255,35 +255,53 @@ impl<H: Host> Stack<H> {
         if self.table.is_half_open_full(is_half_open) {
             self.abandon_oldest(turn, Duration::ZERO);
         }
-        let error = match self.try_begin_tcp(turn.host, target) {
-            Err(error) if is_exhaustion(&error) => error,
-            begun => return begun,
-        };
-        let begun = if self.make_way(turn) {
-            self.try_begin_tcp(turn.host, target)
-        } else {
-            Err(error)
-        };
+        let begun = self.with_room(turn, Kind::Stream, |stack, host| {
+            let token = stack.token(Kind::Stream)?;
+            let (socket, tried) = stack.connect_host(host, token, target)?;
+            Ok((token, socket, tried))
+        });
         let refused = begun.as_ref().is_err_and(is_exhaustion);
         self.counters.flows_refused += u64::from(refused);
         begun
     }
 
-    fn try_begin_tcp(
-        &mut self,
-        host: &mut H,
-        target: Target,
-    ) -> io::Result<(Token, H::Tcp, usize)> {
-        let token = self.table.next_token();
-        let token = token.map_err(|Full| ErrorKind::QuotaExceeded)?;
-        let (socket, tried) = self.connect_host(host, token, target)?;
-        Ok((token, socket, tried))
+    /// The token for the socket of a new flow of this kind.
+    ///
+    /// # Errors
+    /// `QuotaExceeded` where there is no room for one.
+    pub(super) fn token(&mut self, kind: Kind) -> io::Result<Token> {
+        let token = self.table.next_token(kind);
+        Ok(token.map_err(|Full| ErrorKind::QuotaExceeded)?)
     }
 
-    /// Ends what has waited longest for the other end to speak up: a connection, or a port. False where
-    /// nothing has for long enough.
-    pub(super) fn make_way(&mut self, turn: &mut Turn<'_, H>) -> bool {
-        self.abandon_oldest(turn, GRACE) || self.close_unanswered(turn.now)
+    /// Begins a flow of this kind; where there is no room for it, or no descriptor, once more after something else has
+    /// given way.
+    ///
+    /// # Errors
+    /// What `begin` reports.
+    pub(super) fn with_room<T>(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        kind: Kind,
+        begin: impl Fn(&mut Self, &mut H) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match begin(self, turn.host) {
+            Err(error) if is_exhaustion(&error) && self.make_way(turn, kind) => {
+                begin(self, turn.host)
+            }
+            begun => begun,
+        }
+    }
+
+    /// Ends something for a new flow of this kind, of the same one where that has all it may have: what has waited
+    /// longest for the other end to speak up, a connection or a port, else what is idle. False where nothing
+    /// is for long enough.
+    fn make_way(&mut self, turn: &mut Turn<'_, H>, kind: Kind) -> bool {
+        let same = self.table.is_share_used(kind);
+        let streams = !same || kind == Kind::Stream;
+        let datagrams = !same || kind == Kind::Datagrams;
+        (streams && self.abandon_oldest(turn, GRACE))
+            || (datagrams && (self.close_unanswered(turn.now) || self.close_idle(turn.now)))
     }
 
     /// Ends the connection that has waited longest for its other end, if it has for `time`.

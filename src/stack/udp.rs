@@ -6,8 +6,8 @@
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::flow::key::FlowKey;
-use crate::flow::table::Full;
+use crate::flow::echo::EchoFlow;
+use crate::flow::key::{FlowKey, Kind};
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, PortWish, QueuedError, Received, Token, UdpSocket};
@@ -19,7 +19,6 @@ use super::Stack;
 use super::counters::Disposition;
 use super::guest::Original;
 use super::mapping::{self, Verdict};
-use super::tcp::is_exhaustion;
 use super::trains::{Departure, Exit, FromGuest};
 
 /// Inboxes full of datagrams that one socket may deliver in one turn.
@@ -27,6 +26,10 @@ const BUDGET: usize = 4;
 
 /// A port that was never answered gives way to a newer flow after this time, where there is no room.
 const UNANSWERED: Duration = Duration::from_secs(1);
+
+/// Anything that carries datagrams does after this time without any, where there is no room: a quarter of what RFC 4787
+/// REQ-5 asks for where there is.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// Bytes of a payload that an error quotes at most.
 pub(super) const MAX_QUOTED: usize = 1200;
@@ -268,12 +271,10 @@ impl<H: Host> Stack<H> {
         } else {
             DatagramRole::Outbound(wish)
         };
-        let opened = match self.try_open_udp(turn.host, role) {
-            Err(error) if is_exhaustion(&error) && self.make_way(turn) => {
-                self.try_open_udp(turn.host, role)
-            }
-            opened => opened,
-        };
+        let opened = self.with_room(turn, Kind::Datagrams, |stack, host| {
+            let token = stack.token(Kind::Datagrams)?;
+            Ok((token, open_datagram(host, token, role)?))
+        });
         let (token, socket) = opened.map_err(|error| {
             tracing::debug!(%guest, %error, "no UDP socket");
             self.counters.flows_refused += 1;
@@ -286,16 +287,24 @@ impl<H: Host> Stack<H> {
         Ok(token)
     }
 
-    fn try_open_udp(&mut self, host: &mut H, role: DatagramRole) -> io::Result<(Token, H::Udp)> {
-        let token = self.table.next_token();
-        let token = token.map_err(|Full| ErrorKind::QuotaExceeded)?;
-        open_datagram(host, token, role).map(|socket| (token, socket))
-    }
-
     /// Closes the port that was opened longest ago and never answered, if it has had its time.
     pub(super) fn close_unanswered(&mut self, now: Instant) -> bool {
         let waits = |flow: &Flow<H>| matches!(flow, Flow::Udp(flow) if flow.is_unanswered());
         let oldest = self.table.take_unanswered(now - UNANSWERED, waits);
+        self.counters.flows_abandoned += u64::from(oldest.is_some());
+        oldest.is_some()
+    }
+
+    /// Closes one of the ports, pings and clients of published ports that have carried nothing for long.
+    pub(super) fn close_idle(&mut self, now: Instant) -> bool {
+        let oldest = self
+            .table
+            .take_idle(now - IDLE, |flow, deadline| match flow {
+                Flow::Udp(flow) => Some(flow.active_at(deadline)),
+                Flow::Echo(_) => Some(EchoFlow::<H::Echo>::active_at(deadline)),
+                Flow::Peer(_) => Some(PublishedPeer::active_at(deadline)),
+                Flow::Tcp(_) | Flow::Spliced(_) | Flow::Query(_) => None,
+            });
         self.counters.flows_abandoned += u64::from(oldest.is_some());
         oldest.is_some()
     }

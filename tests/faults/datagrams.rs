@@ -11,10 +11,10 @@ use tapgate::host::QueuedError;
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 use tapgate::net::emit::IcmpError;
 
-use crate::count;
-use crate::packets::{Ip, Ipv4, UDP};
+use crate::packets::{self, Ip, Ipv4, UDP};
 use crate::peer::{Peer, RST};
-use crate::rig::{OUTSIDE, Rig, addr, pattern};
+use crate::rig::{OUTSIDE, RESOLVER, Rig, addr, pattern};
+use crate::{count, frames};
 
 /// Addresses of a guest whose subnet is large enough for more ports than one address has.
 fn guest(nth: usize) -> Ipv4Addr {
@@ -171,6 +171,97 @@ fn oldest_gives_way() {
         "it was answered"
     );
     rig.recovers(0);
+}
+
+/// Ports, pings and queries of which a guest makes as many as it likes leave room for connections; connections leave
+/// room for them; and of those that carry nothing the idlest goes.
+#[test]
+fn row_26_floods_leave_room() {
+    const MOST: usize = 800;
+    /// What either kind may have: all places but an eighth.
+    const SHARE: usize = 700;
+    let mut rig = Rig::with(Config {
+        max_flows: u32::try_from(MOST).unwrap(),
+        ..Config::default()
+    });
+    rig.net.answer_all(ConnectAnswer::Accept);
+    rig.net.set_resolvers(&[addr("192.0.2.53:53")]);
+    let mut witness = rig.open(999, addr("192.0.2.1:443"));
+    // Ports that are answered, and so are no victims for half a minute.
+    let answered = |rig: &mut Rig, nth: usize| {
+        let socket = SocketId(rig.net.datagram_sockets());
+        rig.frame(&datagram(nth, b"x"));
+        if rig.net.datagram_sockets() > socket.0 {
+            rig.net.deliver(socket, addr("192.0.2.1:7"), b"y");
+            rig.turn();
+        }
+        rig.received().pop().and_then(|it| it.icmp())
+    };
+    for nth in 0..SHARE {
+        assert_eq!(answered(&mut rig, nth), None);
+    }
+    rig.secs(2);
+    rig.take();
+    // The newest of each kind of datagrams' flows is refused; connections are not.
+    assert_eq!(answered(&mut rig, SHARE), Some((3, 13)));
+    let ping = |ident: u16| {
+        let ip = Ipv4::new(OUTSIDE, packets::ICMP);
+        ip.frame(&packets::icmp(8, 0, [ident, 1], b"ping"))
+    };
+    rig.frame(&ping(1));
+    assert_eq!(rig.received()[0].icmp(), Some((3, 13)));
+    let ip = Ipv4::new(RESOLVER, UDP);
+    rig.frame(&ip.frame(&ip.udp(5000, 53, &frames::query(7))));
+    assert_eq!(rig.received()[0].payload[8 + 3] & 15, 2, "SERVFAIL");
+    rig.is_alive();
+    // One that goes on is no victim, however many there are: the idlest goes.
+    rig.secs(20);
+    rig.take();
+    assert_eq!(answered(&mut rig, 3), None);
+    rig.secs(15);
+    rig.take();
+    for nth in 0..50 {
+        assert_eq!(answered(&mut rig, SHARE + 1 + nth), None);
+        rig.frame(&ping(u16::try_from(nth).unwrap()));
+    }
+    rig.frame(&ip.frame(&ip.udp(5000, 53, &frames::query(7))));
+    let before = rig.net.datagram_sockets();
+    rig.frame(&datagram(3, b"still"));
+    assert_eq!(
+        rig.net.datagram_sockets(),
+        before,
+        "it has its socket still"
+    );
+    let connections = open_all(&mut rig, SHARE);
+    assert_eq!(answered(&mut rig, 5), None);
+    let (peer, id) = &mut witness;
+    rig.frame(&peer.data(b"still"));
+    assert_eq!(rig.net.server_read(*id, 100), b"still");
+    for peer in connections {
+        rig.frame(&peer.rst());
+    }
+    rig.recovers(0);
+}
+
+/// Connections that are open fill their share, and no more; the other kind has room.
+fn open_all(rig: &mut Rig, share: usize) -> Vec<Peer> {
+    let mut connections = Vec::new();
+    for nth in 0..share + 50 {
+        let mut peer = request(nth);
+        rig.take();
+        rig.frame(&peer.syn());
+        let answer = peer.read(&rig.received()).pop().unwrap();
+        peer.take(&answer);
+        rig.frame(&peer.ack());
+        if answer.flags & RST == 0 {
+            connections.push(peer);
+        }
+        rig.secs(1);
+    }
+    let open = connections.len();
+    assert!(open <= share && open > share - 20, "{open}");
+    rig.take();
+    connections
 }
 
 #[test]

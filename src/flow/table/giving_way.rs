@@ -1,0 +1,182 @@
+//! Who gives way where there is no room: first what is over, then what has waited longest for an answer, then what was
+//! idle the longest. An open connection never does.
+//!
+//! Owns queues of flows by the time since which they wait. What is in a queue may be gone, or wait no longer: that is
+//! found out when it comes up, so nothing is to be done for a flow that goes on.
+
+use std::collections::VecDeque;
+
+use super::{Full, KEPT, Table};
+use crate::host::Token;
+use crate::net::Instant;
+
+/// Flows that may wait for their other end at once.
+const HALF_OPEN: usize = 4096;
+/// As many must have come before all that wait are looked at again.
+const BETWEEN_LOOKS: usize = HALF_OPEN / 4;
+/// Flows that are looked at to find one that is idle.
+const LOOKS: usize = 64;
+
+/// The queues, each with the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    /// Flows that are over but remembered: they give way to new ones.
+    over: VecDeque<Token>,
+    /// Flows that wait for their other end.
+    half_open: VecDeque<(Instant, Token)>,
+    /// Flows that have come since all of these were looked at.
+    half_opened: usize,
+    /// Flows that nobody has answered.
+    unanswered: VecDeque<(Instant, Token)>,
+    /// Flows that may be idle, and when they were last seen not to be.
+    idle: VecDeque<(Instant, Token)>,
+}
+
+impl Waiting {
+    /// Gives up room that a crowd has left behind.
+    pub(super) fn shrink(&mut self) {
+        self.over.shrink_to(KEPT);
+        self.half_open.shrink_to(KEPT);
+        self.unanswered.shrink_to(KEPT);
+        self.idle.shrink_to(KEPT);
+    }
+
+    /// The bounds hold.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.half_open.len() > HALF_OPEN {
+            return Err(format!("{} are half open", self.half_open.len()));
+        }
+        Ok(())
+    }
+}
+
+impl<F> Table<F> {
+    /// Forgets the oldest flow that is over.
+    ///
+    /// # Errors
+    /// [`Full`] when there is none.
+    pub(super) fn forget_one(&mut self) -> Result<(), Full> {
+        let oldest = self.waiting.over.pop_front().ok_or(Full)?;
+        self.remove(oldest);
+        Ok(())
+    }
+
+    /// Marks a flow as over: it gives way when the table is full.
+    pub fn set_evictable(&mut self, token: Token) {
+        self.waiting.over.push_back(token);
+        // Tokens of flows that ended otherwise stay behind; the queue is kept in proportion.
+        if self.waiting.over.len() > self.most_entries() {
+            let mut kept = std::mem::take(&mut self.waiting.over);
+            kept.retain(|&token| self.entry(token).is_some());
+            self.waiting.over = kept;
+        }
+    }
+
+    /// Notes that a flow waits for its other end from now on.
+    pub fn set_half_open(&mut self, now: Instant, token: Token) {
+        self.waiting.half_open.push_back((now, token));
+        self.waiting.half_opened += 1;
+    }
+
+    /// Takes out the flow that has waited longest for its other end, if it has since `latest` at least;
+    /// `waits` says whether one does.
+    pub fn take_half_open(&mut self, latest: Instant, waits: impl Fn(&F) -> bool) -> Option<F> {
+        let (since, token) = self.longest_half_open(waits)?;
+        if since > latest {
+            return None;
+        }
+        self.waiting.half_open.pop_front();
+        self.remove(token)
+    }
+
+    fn longest_half_open(&mut self, waits: impl Fn(&F) -> bool) -> Option<(Instant, Token)> {
+        while let Some(&(since, token)) = self.waiting.half_open.front() {
+            if self.get(token).is_some_and(&waits) {
+                return Some((since, token));
+            }
+            self.waiting.half_open.pop_front();
+        }
+        None
+    }
+
+    /// As many flows wait for their other end as may.
+    pub fn is_half_open_full(&mut self, waits: impl Fn(&F) -> bool) -> bool {
+        // Looking at all costs each newcomer no more than a few looks.
+        if self.waiting.half_open.len() >= HALF_OPEN && self.waiting.half_opened >= BETWEEN_LOOKS {
+            let mut kept = std::mem::take(&mut self.waiting.half_open);
+            kept.retain(|&(_, token)| self.get(token).is_some_and(&waits));
+            self.waiting.half_open = kept;
+            self.waiting.half_opened = 0;
+        }
+        self.longest_half_open(waits).is_some() && self.waiting.half_open.len() >= HALF_OPEN
+    }
+
+    /// Notes that a flow has not been answered; once it is, it may be idle.
+    pub fn set_unanswered(&mut self, now: Instant, token: Token) {
+        let entry = (now, token);
+        self.waiting.unanswered.push_back(entry);
+        if self.waiting.unanswered.len() > self.most_entries() {
+            let queue = std::mem::take(&mut self.waiting.unanswered);
+            self.waiting.unanswered = self.living(queue);
+        }
+    }
+
+    /// Takes out the flow that has not been answered for the longest time, if it has not since `latest` at
+    /// least; `waits` says whether one has not.
+    pub fn take_unanswered(&mut self, latest: Instant, waits: impl Fn(&F) -> bool) -> Option<F> {
+        while let Some(&(since, token)) = self.waiting.unanswered.front() {
+            let flow = self.get(token);
+            let (lives, still) = (flow.is_some(), flow.is_some_and(&waits));
+            if still && since > latest {
+                return None;
+            }
+            self.waiting.unanswered.pop_front();
+            if still {
+                return self.remove(token);
+            }
+            if lives {
+                self.set_idle(since, token);
+            }
+        }
+        None
+    }
+
+    /// Notes a flow that may give way once it is idle.
+    pub fn set_idle(&mut self, now: Instant, token: Token) {
+        let entry = (now, token);
+        self.waiting.idle.push_back(entry);
+        if self.waiting.idle.len() > self.most_entries() {
+            let queue = std::mem::take(&mut self.waiting.idle);
+            self.waiting.idle = self.living(queue);
+        }
+    }
+
+    /// Takes out a flow that has carried nothing since `latest`, of those that were idle the longest; `seen` says when
+    /// one did, by its deadline. Of a crowd in use some are looked at, the others the next time.
+    pub fn take_idle(
+        &mut self,
+        latest: Instant,
+        seen: impl Fn(&F, Instant) -> Option<Instant>,
+    ) -> Option<F> {
+        for _ in 0..LOOKS {
+            let &(since, token) = self.waiting.idle.front()?;
+            let entry = self.entry(token);
+            let at = entry.and_then(|entry| seen(&entry.flow, entry.deadline));
+            if at.is_some_and(|at| at <= since) && since > latest {
+                return None;
+            }
+            self.waiting.idle.pop_front();
+            match at {
+                Some(at) if at <= latest => return self.remove(token),
+                Some(at) => self.waiting.idle.push_back((at, token)),
+                None => {}
+            }
+        }
+        None
+    }
+
+    fn living(&self, mut queue: VecDeque<(Instant, Token)>) -> VecDeque<(Instant, Token)> {
+        queue.retain(|&(_, token)| self.entry(token).is_some());
+        queue
+    }
+}
