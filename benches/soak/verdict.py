@@ -7,8 +7,9 @@ few kilobytes a second is. Latency is judged by thirds as well: a step up in the
 
 import statistics
 
-# The part of a run in which caches fill and pools find their size.
-WARM_UP = 0.15
+# Seconds in which ports that were used once fill the table (each is kept for three minutes) and pools find their size;
+# of a short run half of it.
+WARM_UP = 240
 # What a figure may grow by over a run: a part of itself, or so much, whichever is more.
 ALLOWED = {"resident_kb": (0.03, 1000), "descriptors": (0.05, 10), "p99_us": (0.1, 50)}
 # So much worse may the last third's latency be than the first's.
@@ -25,7 +26,9 @@ def judge(taken):
     if counts["lost"] > LOST * counts["datagrams"]:
         wrong.append(f"{counts['lost']} of {counts['datagrams']} datagrams were lost")
     wrong += [f"no {name}" for name, count in counts.items() if not count and name != "lost"]
-    samples = taken["samples"][int(len(taken["samples"]) * WARM_UP):]
+    samples = taken["samples"]
+    begin = min(WARM_UP, samples[-1]["s"] / 2) if samples else 0
+    samples = [sample for sample in samples if sample["s"] > begin]
     if len(samples) >= FEWEST:
         wrong += climbing(samples) + slower(samples)
     return wrong

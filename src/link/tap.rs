@@ -83,6 +83,18 @@ impl TapLink {
         self.thinning = Some(Thinning::new());
     }
 
+    /// What the kernel granted.
+    #[must_use]
+    pub const fn granted(&self) -> Granted {
+        self.granted
+    }
+
+    /// The Ethernet address of the interface inside.
+    #[must_use]
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+
     /// Counts what came, and changes the filter where that is due. A kernel that takes none is left alone.
     #[expect(
         clippy::disallowed_methods,
@@ -96,7 +108,12 @@ impl TapLink {
             thinning.count(frame);
         }
         if thinning.is_due() && thinning.look(std::time::Instant::now()) {
-            let set = tap::set_filter(self.device.as_fd(), &mut thinning.filter());
+            let tap = self.device.as_fd();
+            let set = if thinning.is_on() {
+                tap::set_filter(tap, &mut thinning.filter())
+            } else {
+                tap::clear_filter(tap)
+            };
             if let Err(error) = set {
                 tracing::debug!(%error, "floods are not thinned");
                 self.thinning = None;
@@ -122,17 +139,14 @@ impl TapLink {
         }
         Ok(true)
     }
+}
 
-    /// What the kernel granted.
-    #[must_use]
-    pub const fn granted(&self) -> Granted {
-        self.granted
-    }
-
-    /// The Ethernet address of the interface inside.
-    #[must_use]
-    pub const fn mac(&self) -> Mac {
-        self.mac
+/// A tap that somebody else made stays when we go.
+impl Drop for TapLink {
+    fn drop(&mut self) {
+        if self.thinning.as_ref().is_some_and(Thinning::is_on) {
+            let _ = tap::clear_filter(self.device.as_fd());
+        }
     }
 }
 

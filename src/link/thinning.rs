@@ -88,7 +88,8 @@ impl Thinning {
         self.is_on() || self.counts.iter().sum::<u64>() >= GLANCE * WHOLE
     }
 
-    fn is_on(&self) -> bool {
+    /// Something is thinned.
+    pub(super) fn is_on(&self) -> bool {
         self.kept != [ALL; KINDS]
     }
 

@@ -115,8 +115,11 @@ const OWN_DESCRIPTORS: &[&[Only]] = &[&[Only::Is(0, 0), Only::Is(1, DESCRIPTORS)
 /// `RLIMIT_NOFILE`, whose type differs from one C library to the other.
 const DESCRIPTORS: i32 = 7;
 
-/// A tap's filter is set, nothing else.
-const FILTER: &[&[Only]] = &[&[Only::Is(1, tap::SET_FILTER)]];
+/// A tap's filter is set and taken away, nothing else.
+const FILTER: &[&[Only]] = &[
+    &[Only::Is(1, tap::SET_FILTER)],
+    &[Only::Is(1, tap::CLEAR_FILTER)],
+];
 
 /// A descriptor's flags are asked for, nothing else.
 const ASKED: &[&[Only]] = &[&[Only::Is(1, libc::F_GETFD)]];

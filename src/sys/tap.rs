@@ -21,6 +21,8 @@ pub const SET_FILTER: i32 = if size_of::<libc::sock_fprog>() == 16 {
 } else {
     0x4008_54d5
 };
+/// The request of [`clear_filter`], `TUNDETACHFILTER`, the number after that.
+pub const CLEAR_FILTER: i32 = SET_FILTER + 1;
 
 /// Offloads of `TUNSETOFFLOAD`, by their bits in linux/if_tun.h.
 pub mod offload {
@@ -152,6 +154,21 @@ pub fn set_filter(tap: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io:
     // SAFETY: the pointer is to a live `sock_fprog`, whose pointer and length are those of a slice; the call copies
     // both and writes neither.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), request, &raw const program) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Takes the program of [`set_filter`] away.
+///
+/// # Errors
+/// When the descriptor is no attached tap.
+pub fn clear_filter(tap: BorrowedFd<'_>) -> io::Result<()> {
+    let request = libc::Ioctl::from(CLEAR_FILTER.unsigned_abs());
+    // SAFETY: TUNDETACHFILTER looks at no argument.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), request, 0) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
