@@ -9,7 +9,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use support::SOON;
+use support::benches::{LOAD, bench, root};
 use support::process::{Finished, Running, run};
 
 /// A measuring run that takes longer is stuck; it takes about 20 s alone on the machine.
@@ -44,43 +45,9 @@ const PLOTS: [&str; 10] = [
     "start",
 ];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A program below `benches/` that is written in Python.
-fn bench(name: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new("python3");
-    command
-        .arg(root().join("benches").join(name))
-        .args(arguments);
-    command
-}
-
 fn report(arguments: &[&str]) -> Command {
     bench("report", arguments)
 }
-
-/// The load generator, built as the program under test was: `cargo test --test report` alone does not
-/// build examples.
-static LOAD: LazyLock<PathBuf> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_BIN_EXE_tapgate"))
-        .parent()
-        .expect("it lies in a folder");
-    let name = folder
-        .file_name()
-        .and_then(|name| name.to_str())
-        .expect("cargo's own name for a profile");
-    let profile = if name == "debug" { "dev" } else { name };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(root());
-    command.args(["build", "--locked", "--offline", "--example", "load"]);
-    command.args(["--profile", profile, "--target-dir"]);
-    command.arg(folder.parent().expect("the target folder"));
-    Running::start(&mut command).finish(LIMIT).output();
-    folder.join("examples/load")
-});
 
 /// One measuring run, for all tests: the text of its data file, and what it said.
 static MEASURED: LazyLock<(String, Finished)> = LazyLock::new(|| {
@@ -318,69 +285,4 @@ fn bad_input_is_told_in_a_line() {
     let mut command = report(&["draw", "--data"]);
     let finished = Running::start(command.arg(data).arg("--document").arg(document)).finish(SOON);
     finished.assert_runtime_error("no place for");
-}
-
-/// The soak's machinery: everything at once for some seconds, in which nothing may go wrong.
-#[test]
-fn soak_of_some_seconds_has_no_error() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("soak.json");
-    let (path, load) = (data.to_str().unwrap(), LOAD.to_str().unwrap());
-    let words = ["--minutes", "0.1", "--data", path, "--load", load];
-    let mut command = bench("soak", &words);
-    command.args(["--tapgate", env!("CARGO_BIN_EXE_tapgate")]);
-    let finished = Running::start(&mut command).finish(LIMIT);
-    assert!(finished.status.success(), "{}", finished.stderr);
-    let taken: Value = serde_json::from_str(&fs::read_to_string(&data).unwrap()).unwrap();
-    for count in ["connections", "queries", "datagrams", "forwards", "bytes"] {
-        assert!(
-            taken["counts"][count].as_u64() > Some(0),
-            "{count}: {taken}"
-        );
-    }
-    assert!(!taken["samples"].as_array().unwrap().is_empty());
-    let picture = fs::read_to_string(data.with_extension("svg")).unwrap();
-    assert!(picture.contains("99 of 100"), "{picture}");
-}
-
-/// A leak and a stall are found, and a machine's noise is not.
-#[test]
-fn soak_is_judged_by_its_slope() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("soak.json");
-    let verdict = |resident: &dyn Fn(f64) -> f64, latency: &dyn Fn(f64) -> f64| {
-        let samples: Vec<Value> = (0..120_u32)
-            .map(|sample| {
-                let at = f64::from(sample) * 10.0;
-                let noise = f64::from(sample * 7919 % 100) / 100.0;
-                serde_json::json!({"s": at, "descriptors": 900.0 + 20.0 * noise,
-                    "resident_kb": resident(at) + 500.0 * noise,
-                    "p50_us": 20.0, "p99_us": latency(at) * (1.0 + noise / 2.0)})
-            })
-            .collect();
-        let taken = serde_json::json!({"errors": [], "samples": samples,
-            "counts": {"connections": 1, "datagrams": 1, "lost": 0}});
-        fs::write(&data, taken.to_string()).unwrap();
-        run(&mut bench("soak", &["--judge", data.to_str().unwrap()]))
-    };
-    let still = verdict(&|_| 10_000.0, &|_| 1_000.0);
-    assert!(still.status.success(), "{still:?}");
-    let leak = verdict(&|at| 10_000.0 + 2.0 * at, &|_| 1_000.0);
-    assert!(leak.stderr.contains("resident_kb climbs"), "{leak:?}");
-    let stall = verdict(&|_| 10_000.0, &|at| {
-        if at > 600.0 { 2_000.0 } else { 1_000.0 }
-    });
-    assert!(stall.stderr.contains("last third"), "{stall:?}");
-    assert_eq!((leak.code(), stall.code()), (1, 1));
-}
-
-/// A flood ends no connection, and memory stays within the quotas; what is kept of the rate nobody judges here.
-#[test]
-fn flood_ends_no_connection() {
-    let words = ["--kinds", "all", "--seconds", "1"];
-    let mut command = bench("flood", &words);
-    command.args(["--tapgate", env!("CARGO_BIN_EXE_tapgate")]);
-    let finished = Running::start(&mut command).finish(LIMIT);
-    assert!(finished.status.success(), "{}", finished.stderr);
-    assert!(finished.stderr.contains("own flow"), "{}", finished.stderr);
 }

@@ -18,6 +18,7 @@
 )]
 
 pub(crate) mod attached;
+pub(crate) mod benches;
 pub(crate) mod bulk;
 pub(crate) mod capture;
 pub(crate) mod dns;
