@@ -29,15 +29,10 @@ use std::thread;
 use actor::Actor;
 use life::Life;
 use plan::Plan;
-use sim::Sim;
-use tapgate::config::Config;
-use tapgate::net::Duration;
+use sim::{Random, Sim};
 
 /// How many lives there are, unless the environment says otherwise.
 const LIVES: u64 = 10_000;
-
-/// Longer than any wait of the stack's: keep-alive and silence of a guest that is gone.
-const LONGEST: Duration = Duration::from_secs(4 * 3600);
 
 #[test]
 fn neither_end_of_a_connection_is_ever_deceived() {
@@ -144,40 +139,7 @@ impl Seen {
 
 /// Lives one life to its end.
 fn live(seed: u64) -> Seen {
-    let plan = Plan::new(seed);
-    let config = Config {
-        mtu: plan.mtu,
-        max_buffer_memory: plan.buffer_memory,
-        ..Config::default()
-    };
-    let mut sim = Sim::shared(
-        plan.workers,
-        (plan.kind, plan.addresses.guest.ip()),
-        seed,
-        config,
-        plan.faults,
-    );
-    let mut life = Life::begin(plan, &mut sim);
-    let ends = sim.run(LONGEST, |sim| life.step(sim));
-    assert!(
-        ends,
-        "no end by {}: {} flows, {} sockets, guest {:?}, {life:?}",
-        sim.clock.now(),
-        sim.flows(),
-        sim.net.open_sockets(),
-        life.socket.map(|handle| sim.socket(handle).state()),
-    );
-    if let Some(port) = life.port {
-        assert!(sim.stack.unpublish(port));
-    }
-    assert_eq!(sim.net.open_sockets(), 0, "sockets are left");
-    let verdict = life.judge(&sim);
-    assert!(
-        verdict.is_ok(),
-        "{verdict:?} at {}; resets {:?}; {life:?}",
-        sim.clock.now(),
-        sim.resets
-    );
+    let (life, sim) = Life::whole(Plan::new(seed), (seed, Random::new(seed)), 0);
     seen(&life, &sim)
 }
 

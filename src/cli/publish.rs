@@ -41,7 +41,7 @@ impl Spec {
 ///
 /// # Errors
 /// What is wrong with it, and how to write it.
-pub(super) fn parse(word: &str) -> Result<Spec, String> {
+pub fn parse(word: &str) -> Result<Spec, String> {
     let (word, wish) = match word.split_once(',') {
         None => (word, None),
         Some((word, wish)) => (word, Some(splice(wish)?)),

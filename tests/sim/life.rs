@@ -9,13 +9,19 @@
 
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
-use tapgate::config::{Protocol, Publish, Splice};
+use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 use tapgate::net::{Duration, Instant};
 
 use crate::actor::{Actor, GuestEnd, HostEnd};
 use crate::plan::{End, Opening, Plan};
-use crate::sim::{Faults, Sim};
+use crate::sim::{Faults, Random, Sim};
+
+/// Longer than any wait of the stack's: keep-alive and silence of a guest that is gone.
+const LONGEST: Duration = Duration::from_secs(4 * 3600);
+
+/// A host whose calls fail is well again after this time.
+const FAULTS_LAST: Duration = Duration::from_secs(300);
 
 /// Some ten times what the longest life takes.
 const MOST_STEPS: usize = 200_000;
@@ -51,6 +57,51 @@ pub(crate) struct Life {
 }
 
 impl Life {
+    /// A life from its beginning to its end, which must come, with nothing left behind and nobody deceived;
+    /// `of_thousand` calls of the host's fail by chance. The seed is for everything but the plan, and with it
+    /// come the choices of the link.
+    pub(crate) fn whole(plan: Plan, (seed, link): (u64, Random), of_thousand: u64) -> (Self, Sim) {
+        let config = Config {
+            mtu: plan.mtu,
+            max_buffer_memory: plan.buffer_memory,
+            ..Config::default()
+        };
+        let guest = (plan.kind, plan.addresses.guest.ip());
+        let mut sim = Sim::shared(plan.workers, guest, seed, config, plan.faults);
+        sim.random = link;
+        let mut life = Self::begin(plan, &mut sim);
+        if of_thousand > 0 {
+            sim.net.fail_at_random(seed, of_thousand);
+        }
+        let ends = sim.run(LONGEST, |sim| {
+            if sim.clock.now() > Instant::ZERO + FAULTS_LAST {
+                sim.net.heal();
+            }
+            life.step(sim)
+        });
+        assert!(
+            ends,
+            "no end by {}: {} flows, {} sockets, guest {:?}, {life:?}",
+            sim.clock.now(),
+            sim.flows(),
+            sim.net.open_sockets(),
+            life.socket.map(|handle| sim.socket(handle).state()),
+        );
+        if let Some(port) = life.port {
+            assert!(sim.stack.unpublish(port));
+        }
+        assert_eq!(sim.net.open_sockets(), 0, "sockets are left");
+        life.disturbed = sim.net.faults_struck() > 0;
+        let verdict = life.judge(&sim);
+        assert!(
+            verdict.is_ok(),
+            "{verdict:?} at {}; resets {:?}; {life:?}",
+            sim.clock.now(),
+            sim.resets
+        );
+        (life, sim)
+    }
+
     pub(crate) fn begin(plan: Plan, sim: &mut Sim) -> Self {
         let mut life = Self {
             plan,
@@ -308,7 +359,8 @@ impl Life {
         }
         let knows = self.gave_up || !sim.resets.is_empty() || self.socket.is_none();
         // A guest that listens need not know of clients that did not get that far.
-        let unheard = self.disturbed && matches!(self.plan.opening, Opening::In(_));
+        let lossy = self.plan.faults != Faults::default() || self.plan.outage.is_some();
+        let unheard = (self.disturbed || lossy) && matches!(self.plan.opening, Opening::In(_));
         let left = |host: &Actor| host.gone || (unheard && host.saw_reset);
         let left = self.peers.iter().all(|(_, host)| left(host));
         hold(knows || left, "the guest missed a refusal")

@@ -9,7 +9,7 @@
 )]
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use tapgate::buf::{Cut, ETHERNET_HEADER, Offload, Segmentation, TxCapabilities};
 use tapgate::net::checksum::{Sum, complete};
@@ -37,24 +37,47 @@ pub(crate) struct Faults {
     pub(crate) reorder: u64,
 }
 
-/// A small generator (xorshift64*), good enough to decide what becomes of frames.
+/// A small generator (xorshift64*), good enough to decide what becomes of frames; or bytes that decide, for as
+/// long as there are any.
 #[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
+pub(crate) struct Random {
+    state: u64,
+    bytes: VecDeque<u8>,
+}
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self {
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            bytes: VecDeque::new(),
+        }
+    }
+
+    /// One byte for each choice among few, more for more.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.iter().copied().collect(),
+            ..Self::new(u64::try_from(bytes.len()).unwrap())
+        }
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        if self.bytes.is_empty() {
+            return self.next() % limit;
+        }
+        let (mut drawn, mut most) = (0, 1);
+        while most < limit {
+            drawn = drawn << 8 | u64::from(self.bytes.pop_front().unwrap_or(0));
+            most <<= 8;
+        }
+        drawn % limit
     }
 
     pub(crate) fn percent(&mut self, chance: u64) -> bool {

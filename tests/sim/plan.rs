@@ -6,6 +6,10 @@
     clippy::unwrap_used,
     reason = "a scenario that can not go on has failed"
 )]
+#![allow(
+    dead_code,
+    reason = "each test program uses its part of the vocabulary"
+)]
 
 use std::net::SocketAddr;
 
@@ -151,6 +155,11 @@ impl Plan {
         for _ in 0..8 {
             random.next();
         }
+        Self::drawn(random)
+    }
+
+    /// What these choices decide.
+    pub(crate) fn drawn(random: &mut Random) -> Self {
         let ipv6 = random.of(FAMILIES);
         let addresses = addresses(ipv6);
         let opening = opening(random, &addresses);

@@ -180,6 +180,7 @@ impl World {
     /// The servers reset what they have, the guest is silent, and nothing may be left in the end.
     pub(super) fn end(mut self) -> Outcome<Seen> {
         self.net.fail_open(None);
+        self.net.heal();
         self.turn()?;
         for id in self.net.connections() {
             self.net.server_reset(id);

@@ -145,6 +145,11 @@ impl World {
             2 => self.net.fail_open(None),
             3 => self.net.fail_echo(Some(13)),
             4 => self.net.fail_echo(None),
+            5 => {
+                let of_thousand = choices.of(&[5, 50, 300]);
+                self.net.fail_at_random(choices.byte().into(), of_thousand);
+            }
+            6 => self.net.heal(),
             8 => self.net.set_ipv6(choices.chance(2)),
             9 => {
                 let limit = choices.of(&[None, Some(1000), Some(1472)]);
@@ -241,6 +246,7 @@ impl World {
         // Another UDP port may share the address here; a TCP port in use is an error.
         if self.published.len() < 6 && choices.chance(2) && self.publish(Protocol::Udp).is_err() {
             self.net.fail_open(None);
+            self.net.heal();
         }
         Ok(())
     }
@@ -254,6 +260,7 @@ impl World {
         if micros > 60_000_000 {
             // Without descriptors a published port looks ten times a second, for as long as that is.
             self.net.fail_open(None);
+            self.net.heal();
         }
         for _ in 0..MAX_DEADLINES {
             let Some(next) = self.stack.poll_timeout().filter(|next| *next <= end) else {
