@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use std::os::fd::AsRawFd;
 use support::attached::{Attached, Net};
 use support::guest::Guest;
+use support::process::state_of;
 use support::serve::{self, accept};
 use support::slirp4netns::Api;
 use support::sockets::{Sockets, assert_errno, reset};
@@ -369,6 +370,28 @@ fn stopped_opener_delays_and_then_the_tap_carries_connections() {
     tapgate.signal(Signal::SIGTERM);
     assert_eq!(tapgate.finish(SOON).code(), 0);
     assert_gone(opener);
+}
+
+/// A stop in the middle of its wait has the kernel go on by `restart_syscall`, as the end of a suspend does.
+#[test]
+fn opener_goes_on_after_a_stop() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let opener = opener_of(net.tapgate.pid()).unwrap();
+    let listener = listener(&net);
+    for _ in 0..3 {
+        signal(opener, Signal::SIGSTOP);
+        wait_until("the opener to stop", SOON, || {
+            (state_of(opener) == Some('T')).then_some(())
+        });
+        signal(opener, Signal::SIGCONT);
+        wait_until("it to go on", SOON, || {
+            (state_of(opener) == Some('S')).then_some(())
+        });
+    }
+    let (mut outside, mut inside, peer) = connected(&net, &listener, at(LOOPBACK, 8080));
+    assert_eq!(peer, GUEST, "past the tap");
+    assert_carries(&mut outside, &mut inside, b"hello");
+    assert_eq!(opener_of(net.tapgate.pid()), Some(opener));
 }
 
 #[test]

@@ -75,8 +75,8 @@ def flood(lab, flooder, kind, least):
             sent = sender.communicate(timeout=10)[0]
             lab.runner.end(sender)
         taken, lost = (there - earlier for there, earlier in zip(after, before))
-        say(shown(kind, alone, flooded, f"{float(sent) / 1000:.0f} frames/ms, of which the tap lost {lost / (taken + lost):.0%}",
-                  f"{peak:.0f} MB"))
+        rate = f"{float(sent) / 1000:.0f} frames/ms, of which the tap lost {lost / (taken + lost):.0%}"
+        say(shown(kind, alone, flooded, rate, f"{peak:.0f} MB"))
         wrong = [f"{kind}: {peak:.0f} MB are more than the quotas' {QUOTAS}"] if peak > QUOTAS else []
         for name, rate in flooded.items():
             if least and rate < least * alone[name]:
@@ -126,10 +126,10 @@ def carry(lab, stack):
             if time.monotonic() > deadline:
                 raise Failed("iperf3 does not come to its end")
             time.sleep(0.1)
-        return {name: rate(name, client) for name, client in clients.items()}, peak
+        return {name: carried(name, client) for name, client in clients.items()}, peak
 
 
-def rate(name, client):
+def carried(name, client):
     """What an iperf3 client carried, Gbit/s; a connection that was reset is a failure."""
     said = client.stdout.read()
     result = json.loads(said) if said else {}

@@ -50,7 +50,8 @@ def climbing(samples):
 
 def slower(samples):
     third = len(samples) // 3
-    first, last = (statistics.median(sample["p99_us"] for sample in some) for some in (samples[:third], samples[-third:]))
+    ends = samples[:third], samples[-third:]
+    first, last = (statistics.median(sample["p99_us"] for sample in some) for some in ends)
     if last > WORSE * first:
         return [f"p99 of a round trip is {last:.0f} us in the last third, {first:.0f} in the first"]
     return []

@@ -272,6 +272,11 @@ pub const OPENER: &[Call] = &[
     any("poll", libc::SYS_poll, "waiting for a request"),
     #[cfg(not(target_arch = "x86_64"))]
     any("ppoll", libc::SYS_ppoll, "waiting for a request"),
+    sometimes(
+        "restart_syscall",
+        libc::SYS_restart_syscall,
+        "the kernel goes on waiting so after a stop or a freeze",
+    ),
     any("recvmsg", libc::SYS_recvmsg, "a request"),
     only("socket", libc::SYS_socket, STREAMS, "what is asked for"),
     any("sendmsg", libc::SYS_sendmsg, "the answer"),
