@@ -3,7 +3,7 @@
 //! Owns every flow. A [`Token`] names a slot and the slot's generation, so an event that comes
 //! after its flow is gone finds nothing, never a stranger. Every flow has a deadline; deadlines may
 //! move later for free (the heap's entry stays and is looked at again when it comes up). Where there is
-//! no room, [`giving_way`] says who goes.
+//! no room, `giving_way` says who goes.
 
 mod giving_way;
 

@@ -1,7 +1,7 @@
 //! The DHCP server (RFC 2131): sixteen addresses, and what a guest must know of the network.
 //!
 //! Comes in: the payload of a datagram to port 67. Goes out: the payload of the reply and where it
-//! goes, or nothing. Relays are not served. [`leases`] knows whose an address is.
+//! goes, or nothing. Relays are not served. `leases` knows whose an address is.
 
 mod leases;
 
