@@ -5,6 +5,7 @@
 //! or the environment.
 
 mod limits;
+pub mod timeouts;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 pub use limits::Memory;
+pub use timeouts::Timeouts;
 
 /// For how long the loop looks for more before it sleeps, microseconds: about twice what waking a
 /// processor costs in a virtual machine.
@@ -427,6 +429,8 @@ pub struct Config {
     pub search: Vec<String>,
     /// Who may send to a guest's UDP port.
     pub udp_filtering: UdpFiltering,
+    /// When what is silent ends.
+    pub timeouts: Timeouts,
     /// Guests are to make up IPv6 addresses by themselves (RFC 4862); off where they get one from us.
     pub slaac: bool,
 }
@@ -449,6 +453,7 @@ impl Default for Config {
             offload: true,
             search: Vec::new(),
             udp_filtering: UdpFiltering::default(),
+            timeouts: Timeouts::default(),
             slaac: true,
         }
     }

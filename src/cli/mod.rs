@@ -178,6 +178,8 @@ mod tests {
             &["tapgate", "run", "--mac", "01:00:00:00:00:00"],
             &["tapgate", "run", "-p", "80"],
             &["tapgate", "run", "--max-flows", "0"],
+            &["tapgate", "run", "--tcp-idle-timeout", "9"],
+            &["tapgate", "run", "--udp-idle-timeout", "2m"],
             &["tapgate", "attach"],
         ] {
             let error = Cli::try_parse_from(args).unwrap_err();

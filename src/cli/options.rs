@@ -4,16 +4,18 @@
 //! that names the option and the fix (exit status 2).
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedI64ValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::Ipv6Net;
 
 use super::publish::{self, Spec};
 use crate::config::{
     AddressPlan, Config, DEFAULT_BUSY_POLL, DNS_PORT, Dns, MAX_MTU, MAX_WORKERS,
-    MIN_MAX_BUFFER_MEMORY, MIN_MTU, Memory, Outbound, UdpFiltering,
+    MIN_MAX_BUFFER_MEMORY, MIN_MTU, Memory, Outbound, Timeouts, UdpFiltering, timeouts,
 };
 use crate::log::LogFormat;
 use crate::net::Mac;
@@ -97,6 +99,20 @@ pub struct Options {
     /// that), addresses that it sent to, or endpoints that it sent to
     #[arg(long, value_enum, default_value_t, value_name = "WHO")]
     pub udp_filtering: Filtering,
+    /// Give an open TCP connection up whose guest is silent for so many seconds, though it is asked before whether it is
+    /// there (RFC 5382: not below 7440)
+    #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_IDLE, value_parser = seconds(timeouts::TCP_IDLE))]
+    pub tcp_idle_timeout: u32,
+    /// Ask so many seconds after one end of a TCP connection has closed its stream whether the guest's still has an owner
+    #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_HALF_CLOSED, value_parser = seconds(timeouts::TCP_HALF_CLOSED))]
+    pub tcp_half_closed_timeout: u32,
+    /// Give a TCP connection up that nobody has answered for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_CONNECT, value_parser = seconds(timeouts::TCP_CONNECT))]
+    pub tcp_connect_timeout: u32,
+    /// Close a UDP port that has carried nothing for so many seconds (RFC 4787: not below 120); one that was never
+    /// answered after 30 at most
+    #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_UDP_IDLE, value_parser = seconds(timeouts::UDP_IDLE))]
+    pub udp_idle_timeout: u32,
     /// Limit on connections and associations together [default: 65536, less where the memory of the control group or
     /// the address space is limited]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
@@ -163,6 +179,12 @@ impl Options {
             offload: self.offload == OnOff::On,
             search: Vec::new(),
             udp_filtering: self.udp_filtering.into(),
+            timeouts: Timeouts {
+                tcp_idle: self.tcp_idle_timeout,
+                tcp_half_closed: self.tcp_half_closed_timeout,
+                tcp_connect: self.tcp_connect_timeout,
+                udp_idle: self.udp_idle_timeout,
+            },
             slaac: true,
         }
     }
@@ -195,6 +217,11 @@ fn default_workers() -> usize {
         0..4 => 1,
         4.. => (processors / 2).min(4),
     }
+}
+
+/// A number of seconds within a range.
+fn seconds(range: RangeInclusive<i64>) -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(range)
 }
 
 fn subnet(word: &str) -> Result<AddressPlan, String> {

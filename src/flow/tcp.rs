@@ -7,7 +7,7 @@
 
 use std::io::{self, ErrorKind};
 
-use super::tcp_engine::{Engine, LastSent, Path, Syn};
+use super::tcp_engine::{Engine, LastSent, Path, Syn, seconds};
 use super::tcp_open::Open;
 use super::tcp_pool::EnginePool;
 use super::tcp_rest::Rest;
@@ -16,12 +16,6 @@ use crate::host::{Event, QueuedError, TcpSocket};
 use crate::net::emit::{self, BareSegment, Ends};
 use crate::net::parse::{self, TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, Wire};
-
-/// How long a host may take to accept or refuse; the kernel gives up after about this time.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(130);
-
-/// How long a guest may take to answer the SYN of a published port's client.
-const GUEST_PATIENCE: Duration = Duration::from_secs(75);
 
 /// How long the end of a connection is remembered, to answer a repeated FIN.
 pub(super) const TIME_WAIT: Duration = Duration::from_secs(10);
@@ -99,7 +93,7 @@ impl<S: TcpSocket> TcpFlow<S> {
         now: Instant,
     ) -> Option<Self> {
         engine.connect(ends.reversed()).ok()?;
-        let guest_deadline = now + GUEST_PATIENCE;
+        let guest_deadline = now + seconds(path.timeouts.guest());
         Some(Self {
             ends,
             tried: 0,
@@ -112,12 +106,6 @@ impl<S: TcpSocket> TcpFlow<S> {
     #[must_use]
     pub const fn wire(&self) -> Wire {
         self.path.wire
-    }
-
-    /// The first deadline of a flow whose host socket is connecting.
-    #[must_use]
-    pub fn connect_deadline(now: Instant) -> Instant {
-        now + CONNECT_PATIENCE
     }
 
     /// Tries another address while the guest's SYN waits.
@@ -186,7 +174,8 @@ impl<S: TcpSocket> TcpFlow<S> {
             return Connected::Failed(ErrorKind::InvalidInput.into());
         }
         if let Phase::Connecting { socket, .. } = std::mem::replace(&mut self.state, Phase::Gone) {
-            let open = Open::new(engine, socket, now + GUEST_PATIENCE).marked(syn.tos);
+            let patience = seconds(self.path.timeouts.guest());
+            let open = Open::new(engine, socket, now + patience).marked(syn.tos);
             self.state = Phase::Open(open);
         }
         Connected::Yes
@@ -291,7 +280,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     /// Moves bytes both ways and sends what is due.
     pub fn pump(&mut self, now: Instant, tx: &mut TxBatch, pool: &mut EnginePool) -> Progress {
         if let Phase::Resting(open) = &self.state
-            && (open.is_called() || now >= open.deadline())
+            && (open.is_called() || now >= open.deadline(self.path.timeouts))
         {
             self.wake(now, pool);
         }
@@ -329,13 +318,14 @@ impl<S: TcpSocket> TcpFlow<S> {
 
     /// When the flow must be looked at next.
     pub fn deadline(&mut self, now: Instant) -> Instant {
+        let timeouts = self.path.timeouts;
         match &mut self.state {
-            Phase::Connecting { .. } => Self::connect_deadline(now),
+            Phase::Connecting { .. } => now + seconds(timeouts.tcp_connect),
             Phase::Open(open) => open.deadline(now),
-            Phase::Resting(open) if open.is_called() || now >= open.deadline() => {
+            Phase::Resting(open) if open.is_called() || now >= open.deadline(timeouts) => {
                 now + MEMORY_PATIENCE
             }
-            Phase::Resting(open) => open.deadline(),
+            Phase::Resting(open) => open.deadline(timeouts),
             Phase::TimeWait(_) | Phase::Gone => now + TIME_WAIT,
         }
     }

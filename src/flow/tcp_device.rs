@@ -13,6 +13,7 @@ use smoltcp::phy::{
 use crate::buf::{
     Cut, ETHERNET_HEADER, Offload, PartialChecksum, Segmentation, TxBatch, TxCapabilities,
 };
+use crate::config::Timeouts;
 use crate::net::checksum::{Sum, complete};
 use crate::net::parse::tcp_flags;
 use crate::net::{Instant, PROTOCOL_TCP, TCP_HEADER, Wire, emit};
@@ -28,7 +29,7 @@ const TIMESTAMPS: u8 = 8;
 /// Distance from the start of a TCP header to its checksum field.
 const CHECKSUM_FIELD: u16 = 16;
 
-/// How frames reach the guest.
+/// How frames reach the guest, and when one is missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Path {
     /// The link and both Ethernet addresses.
@@ -39,6 +40,8 @@ pub struct Path {
     pub ipv6: bool,
     /// What the link does for us.
     pub capabilities: TxCapabilities,
+    /// How patient we are with whoever is silent there.
+    pub timeouts: Timeouts,
 }
 
 impl Path {

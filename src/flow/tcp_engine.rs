@@ -30,19 +30,8 @@ const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
 /// Headers of a segment without payload are no longer than this: 60 bytes each at most.
 pub(super) const MAX_HEADERS: usize = 120;
 
-/// An idle guest is probed after this time (RFC 5382 REQ-5 forbids less than 2 h 4 min before a
-/// connection is given up; the probe itself may come earlier).
-pub(super) const KEEPALIVE: Duration = Duration::from_secs(7200);
-
-/// The same where one stream has ended: nobody may be left who owns the guest's end, which its kernel
-/// forgets after a minute (RFC 9293 3.6). One that has an owner answers, and lives as long as it likes.
-pub(super) const HALF_CLOSED_KEEPALIVE: Duration = Duration::from_secs(75);
-
-/// A guest that was asked and says nothing is asked again after this time.
-pub(super) const ASK_AGAIN: Duration = Duration::from_secs(75);
-
-/// A guest that answers nothing for this time is gone.
-pub(super) const SILENCE: Duration = Duration::from_secs(7200 + 600);
+/// A guest that was asked and says nothing is asked again after this time, or sooner where it has little time to answer.
+const ASK_AGAIN: Duration = Duration::from_secs(75);
 
 /// How long the acknowledgement of a short segment may wait for an answer to go with: a request is
 /// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
@@ -223,12 +212,19 @@ impl Engine {
         !deaf
     }
 
+    /// Has the guest asked when it has been silent, and given up in the end.
+    fn be_patient(&mut self) {
+        let timeouts = self.path.timeouts;
+        let socket = self.socket();
+        socket.set_keep_alive(Some(seconds(timeouts.ask_after())));
+        socket.set_timeout(Some(seconds(timeouts.tcp_idle)));
+    }
+
     pub(super) fn prepare(&mut self) -> &mut Socket<'static> {
+        self.be_patient();
         let socket = self.socket();
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
-        socket.set_keep_alive(Some(KEEPALIVE));
-        socket.set_timeout(Some(SILENCE));
         // Offered, and taken where the guest offers it; the time is written in by the device.
         socket.set_tsval_generator(Some(|| 0));
         socket
@@ -343,9 +339,14 @@ impl Engine {
         }
     }
 
-    /// Gives the guest so long to be heard of; once it is, as long as ever.
-    pub(super) fn wait_at_most(&mut self, time: Duration) {
-        self.socket().set_timeout(Some(time));
+    /// Asks the guest at once whether it is there, and gives it little time to be heard of; once it is, as long as
+    /// ever.
+    pub(super) fn hurry(&mut self) {
+        let answer = seconds(self.path.timeouts.answer());
+        let socket = self.socket();
+        // Without a time before, this one is due at once.
+        socket.set_keep_alive(Some(ASK_AGAIN.min(answer / 4)));
+        socket.set_timeout(Some(answer));
         self.hurried = true;
     }
 
@@ -443,9 +444,7 @@ impl Engine {
 
     fn note_segment(&mut self, segment: &TcpSegment) {
         if std::mem::take(&mut self.hurried) {
-            let socket = self.socket();
-            socket.set_timeout(Some(SILENCE));
-            socket.set_keep_alive(Some(KEEPALIVE));
+            self.be_patient();
         }
         let newer = |known: u32| segment.ack.wrapping_sub(known).cast_signed() >= 0;
         if segment.has(tcp_flags::ACK) && self.line.guest_ack.is_none_or(newer) {
@@ -568,6 +567,11 @@ impl Engine {
     pub fn poll_at(&mut self, now: Instant) -> Option<Instant> {
         self.interface.poll_at(now, &self.sockets)
     }
+}
+
+/// A timeout.
+pub(super) const fn seconds(seconds: u32) -> Duration {
+    Duration::from_secs(seconds as u64)
 }
 
 /// A length in sequence space; none is longer than a ring.

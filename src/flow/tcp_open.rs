@@ -15,6 +15,7 @@ use super::tcp_engine::{Engine, LastSent, Path};
 use super::tcp_pool::EnginePool;
 use super::tcp_rest::{Rest, Streams};
 use crate::buf::TxBatch;
+use crate::config::Timeouts;
 use crate::host::{Event, TcpSocket};
 use crate::net::Instant;
 use crate::net::emit::Ends;
@@ -130,8 +131,8 @@ impl<S: TcpSocket> Open<S, Rest> {
     }
 
     /// When the guest is to be asked whether it is still there.
-    pub(super) fn deadline(&self) -> Instant {
-        self.streams().keepalive_at()
+    pub(super) fn deadline(&self, timeouts: Timeouts) -> Instant {
+        self.streams().keepalive_at(timeouts)
     }
 
     const fn streams(&self) -> Streams {

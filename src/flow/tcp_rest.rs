@@ -13,16 +13,14 @@ use smoltcp::socket::tcp::State;
 use smoltcp::wire::TcpControl;
 
 use super::tcp_device::{Path, capabilities};
-use super::tcp_engine::{
-    ASK_AGAIN, Engine, HALF_CLOSED_KEEPALIVE, KEEPALIVE, Line, MAX_HEADERS, RING, SILENCE, Syn,
-    endpoint, length,
-};
+use super::tcp_engine::{Engine, Line, MAX_HEADERS, RING, Syn, endpoint, length, seconds};
 use super::tcp_written::Written;
+use crate::config::Timeouts;
 use crate::net::emit::Ends;
 use crate::net::parse::tcp_flags;
 use crate::net::{Duration, Instant};
 
-/// A settled engine waits for nothing that comes sooner: keep-alive is all that is left.
+/// A settled engine waits for nothing that comes sooner, nor in half the time to keep-alive, which is all that is left.
 const FAR: Duration = Duration::from_secs(600);
 
 /// A connection in which nothing is under way.
@@ -54,21 +52,22 @@ pub(super) struct Streams {
 
 impl Streams {
     /// When the guest is to be asked whether it is still there.
-    pub(super) fn keepalive_at(&self) -> Instant {
+    pub(super) fn keepalive_at(&self, timeouts: Timeouts) -> Instant {
         let half_closed = self.guest_ended || self.host_ended;
         let patience = if half_closed {
-            HALF_CLOSED_KEEPALIVE
+            timeouts.tcp_half_closed
         } else {
-            KEEPALIVE
+            timeouts.ask_after()
         };
-        self.silent_since + patience
+        self.silent_since + seconds(patience)
     }
 }
 
 impl Engine {
     /// Nothing is to be sent soon, nor awaited.
     pub(super) fn is_settled(&mut self, now: Instant) -> bool {
-        self.poll_at(now).is_none_or(|at| at >= now + FAR)
+        let far = FAR.min(seconds(self.path.timeouts.ask_after()) / 2);
+        self.poll_at(now).is_none_or(|at| at >= now + far)
     }
 
     /// What is left of a settled engine.
@@ -94,7 +93,7 @@ impl Engine {
     ) -> bool {
         let line = rest.0;
         let ours = line.sent.initial.wrapping_add(1);
-        let overdue = now >= streams.keepalive_at();
+        let overdue = now >= streams.keepalive_at(self.path.timeouts);
         let socket = self.prepare();
         if overdue {
             socket.set_keep_alive(None);
@@ -134,9 +133,7 @@ impl Engine {
         self.set_ends(ends);
         self.extent.begin_at(line.next_in);
         if overdue {
-            // Without a time before, this one is due at once. Then the guest has as long as ever.
-            self.socket().set_keep_alive(Some(ASK_AGAIN));
-            self.wait_at_most(SILENCE - KEEPALIVE);
+            self.hurry();
         }
         let state = match (streams.guest_ended, streams.host_ended) {
             (false, false) => State::Established,
@@ -280,6 +277,7 @@ mod tests {
             mtu: 1500,
             ipv6: false,
             capabilities: TxCapabilities::default(),
+            timeouts: Timeouts::default(),
         }
     }
 

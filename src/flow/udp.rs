@@ -6,15 +6,8 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::{DNS_PORT, UdpFiltering};
+use crate::config::{DNS_PORT, Timeouts, UdpFiltering};
 use crate::net::{Duration, Instant, Wire};
-
-/// A port that only ever spoke to a DNS server is given up soon.
-const DNS_IDLE: Duration = Duration::from_secs(10);
-/// A port that was never answered.
-const UNREPLIED_IDLE: Duration = Duration::from_secs(30);
-/// A port in use both ways.
-const IDLE: Duration = Duration::from_secs(180);
 
 /// Endpoints that a port may have sent to and still be answered by, where filtering is strict; the
 /// oldest give way.
@@ -67,6 +60,7 @@ pub struct UdpFlow<S> {
     pub wire: Wire,
     /// The socket's error queue has something to tell.
     pub failed: bool,
+    timeouts: Timeouts,
     replied: bool,
     only_dns: bool,
     correspondents: Correspondents,
@@ -75,12 +69,18 @@ pub struct UdpFlow<S> {
 impl<S> UdpFlow<S> {
     /// A flow that has carried nothing yet.
     #[must_use]
-    pub fn new(socket: S, guest: SocketAddr, wire: Wire, filtering: UdpFiltering) -> Self {
+    pub fn new(
+        socket: S,
+        guest: SocketAddr,
+        wire: Wire,
+        (filtering, timeouts): (UdpFiltering, Timeouts),
+    ) -> Self {
         Self {
             socket,
             guest,
             wire,
             failed: false,
+            timeouts,
             replied: false,
             only_dns: true,
             correspondents: Correspondents {
@@ -121,12 +121,9 @@ impl<S> UdpFlow<S> {
         deadline - self.idle()
     }
 
-    const fn idle(&self) -> Duration {
-        match (self.only_dns, self.replied) {
-            (true, _) => DNS_IDLE,
-            (false, false) => UNREPLIED_IDLE,
-            (false, true) => IDLE,
-        }
+    fn idle(&self) -> Duration {
+        let seconds = self.timeouts.udp(self.replied, self.only_dns);
+        Duration::from_secs(seconds.into())
     }
 }
 
@@ -145,14 +142,14 @@ pub struct PublishedPeer {
 impl PublishedPeer {
     /// The deadline after a datagram either way.
     #[must_use]
-    pub fn deadline(now: Instant) -> Instant {
-        now + IDLE
+    pub fn deadline(now: Instant, timeouts: Timeouts) -> Instant {
+        now + Duration::from_secs(timeouts.udp_idle.into())
     }
 
     /// When it last was one, by its deadline.
     #[must_use]
-    pub fn active_at(deadline: Instant) -> Instant {
-        deadline - IDLE
+    pub fn active_at(deadline: Instant, timeouts: Timeouts) -> Instant {
+        deadline - Duration::from_secs(timeouts.udp_idle.into())
     }
 }
 
@@ -168,7 +165,8 @@ mod tests {
             src: Mac([0; 6]),
             dst: Mac([0; 6]),
         };
-        UdpFlow::new((), "10.0.2.100:9".parse().unwrap(), wire, filtering)
+        let options = (filtering, Timeouts::default());
+        UdpFlow::new((), "10.0.2.100:9".parse().unwrap(), wire, options)
     }
 
     #[test]

@@ -279,6 +279,7 @@ impl<H: Host> Stack<H> {
             mtu: self.config.mtu,
             ipv6: guest.is_ipv6(),
             capabilities: self.link.capabilities,
+            timeouts: self.config.timeouts,
         })
     }
 

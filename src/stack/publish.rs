@@ -492,7 +492,7 @@ impl<H: Host> Stack<H> {
         guest: SocketAddr,
         peer: PublishedPeer,
     ) -> Option<SocketAddr> {
-        let deadline = PublishedPeer::deadline(now);
+        let deadline = PublishedPeer::deadline(now, self.config.timeouts);
         for seen in self.peer_endpoints(guest, peer.client) {
             let key = FlowKey::Peer {
                 link: self.link.id,

@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::config::Timeouts;
 use crate::flow::key::{FlowKey, Kind};
 use crate::flow::named_stream::{NamedStream, Stream};
 use crate::flow::query::ATTEMPT;
@@ -81,11 +82,12 @@ fn plain<'a>(ip: &Ip<'a>) -> Cow<'a, [u8]> {
 
 /// How long a host may take to answer: as long as the kernel lets it, or, where another could be
 /// asked, no longer than a query over UDP waits.
-fn connect_deadline<H: Host>(now: Instant, another: bool) -> Instant {
-    if another {
-        now + ATTEMPT
+fn connect_deadline(now: Instant, timeouts: Timeouts, another: bool) -> Instant {
+    let patience = Duration::from_secs(timeouts.tcp_connect.into());
+    now + if another {
+        patience.min(ATTEMPT)
     } else {
-        TcpFlow::<H::Tcp>::connect_deadline(now)
+        patience
     }
 }
 
@@ -233,7 +235,7 @@ impl<H: Host> Stack<H> {
         } else {
             0
         };
-        let deadline = connect_deadline::<H>(turn.now, tried + 1 < others);
+        let deadline = connect_deadline(turn.now, self.config.timeouts, tried + 1 < others);
         let connected = flow.is_connected_already();
         self.admit(token, key, Flow::Tcp(flow), deadline);
         self.table.set_half_open(turn.now, token);
@@ -388,7 +390,7 @@ impl<H: Host> Stack<H> {
                 if let Some(Flow::Tcp(flow)) = self.table.get_mut(token) {
                     flow.connect_instead(named, tried);
                 }
-                let deadline = connect_deadline::<H>(turn.now, tried + 1 < count);
+                let deadline = connect_deadline(turn.now, self.config.timeouts, tried + 1 < count);
                 self.table.set_deadline(token, deadline);
                 return true;
             }

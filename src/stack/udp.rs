@@ -202,7 +202,8 @@ impl<H: Host> Stack<H> {
         };
         let peer = *peer;
         self.published.udp(peer.published)?;
-        self.table.set_deadline(token, PublishedPeer::deadline(now));
+        self.table
+            .set_deadline(token, PublishedPeer::deadline(now, self.config.timeouts));
         Some(peer)
     }
 
@@ -280,7 +281,12 @@ impl<H: Host> Stack<H> {
             self.counters.flows_refused += 1;
             Unsent::Said(told_of_no_socket(&error))
         })?;
-        let flow = UdpFlow::new(socket, guest, self.back(wire), self.config.udp_filtering);
+        let flow = UdpFlow::new(
+            socket,
+            guest,
+            self.back(wire),
+            (self.config.udp_filtering, self.config.timeouts),
+        );
         let deadline = turn.now;
         self.admit(token, key, Flow::Udp(flow), deadline);
         self.table.set_unanswered(turn.now, token);
@@ -297,12 +303,13 @@ impl<H: Host> Stack<H> {
 
     /// Closes one of the ports, pings and clients of published ports that have carried nothing for long.
     pub(super) fn close_idle(&mut self, now: Instant) -> bool {
+        let timeouts = self.config.timeouts;
         let oldest = self
             .table
             .take_idle(now - IDLE, |flow, deadline| match flow {
                 Flow::Udp(flow) => Some(flow.active_at(deadline)),
                 Flow::Echo(_) => Some(EchoFlow::<H::Echo>::active_at(deadline)),
-                Flow::Peer(_) => Some(PublishedPeer::active_at(deadline)),
+                Flow::Peer(_) => Some(PublishedPeer::active_at(deadline, timeouts)),
                 Flow::Tcp(_) | Flow::Spliced(_) | Flow::Query(_) => None,
             });
         self.counters.flows_abandoned += u64::from(oldest.is_some());

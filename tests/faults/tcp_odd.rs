@@ -6,10 +6,11 @@
 
 use std::net::SocketAddr;
 
-use tapgate::config::Config;
+use tapgate::config::{Config, Timeouts};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 
 use crate::frames::resum;
+use crate::packets::{Ipv4, UDP};
 use crate::peer::{ACK, FIN, Peer, RST, SYN, length};
 use crate::rig::{OUTSIDE, Rig, addr, pattern};
 use crate::{Random, count};
@@ -369,6 +370,73 @@ fn row_25_abandoned_connections() {
     assert_eq!(rig.net.server_write(id, b"to nobody"), 9);
     rig.secs(2 * 3600 + 20 * 60);
     assert!(rig.net.server_sees_reset(id));
+    rig.recovers(0);
+}
+
+/// Each of the times can be asked for: what is idle, half closed, not answered, and a port that is not used.
+#[test]
+fn row_25_times_that_were_asked_for() {
+    let timeouts = Timeouts {
+        tcp_idle: 60,
+        tcp_half_closed: 20,
+        tcp_connect: 5,
+        udp_idle: 40,
+    };
+    let mut rig = Rig::with(Config {
+        timeouts,
+        ..Config::default()
+    });
+    rig.net.answer_all(ConnectAnswer::Accept);
+    let (peer, id) = rig.open(2000, addr("192.0.2.1:80"));
+    let asked = |rig: &mut Rig, peer: &Peer| peer.read(&rig.received()).len();
+    // Idle: at rest long before, asked after half of the time, given up at its end.
+    rig.secs(29);
+    assert_eq!(rig.stack.buffers().1, 0, "it rests");
+    assert_eq!(asked(&mut rig, &peer), 0);
+    rig.secs(2);
+    assert!(asked(&mut rig, &peer) > 0 && !rig.net.is_closed(id));
+    // An answer keeps it, as long as before.
+    rig.frame(&peer.ack());
+    rig.secs(29);
+    assert_eq!(asked(&mut rig, &peer), 0);
+    rig.secs(30);
+    assert!(asked(&mut rig, &peer) > 1 && !rig.net.is_closed(id));
+    rig.secs(12);
+    assert!(rig.net.server_sees_reset(id));
+    // Half closed: asked sooner.
+    let (mut peer, id) = rig.open(2001, addr("192.0.2.1:80"));
+    rig.frame(&peer.fin());
+    rig.take();
+    rig.secs(19);
+    assert_eq!(asked(&mut rig, &peer), 0);
+    rig.secs(2);
+    assert!(asked(&mut rig, &peer) > 0 && !rig.net.is_closed(id));
+    rig.secs(40);
+    assert!(rig.net.is_closed(id));
+    // Not answered, by the host's network or by the guest.
+    rig.net.answer_all(ConnectAnswer::Silent);
+    let mut silent = Peer::new(2002, addr("192.0.2.1:80"));
+    rig.frame(&silent.syn());
+    rig.net.answer_all(ConnectAnswer::Accept);
+    let mut early = Peer::new(2003, addr("192.0.2.1:80"));
+    rig.frame(&early.syn());
+    rig.secs(4);
+    assert_eq!(rig.stack.flows(), 2);
+    rig.secs(2);
+    assert_eq!(rig.stack.flows(), 0);
+    // A port: unanswered, and answered.
+    let ip = Ipv4::new(OUTSIDE, UDP);
+    let socket = SocketId(rig.net.datagram_sockets());
+    rig.frame(&ip.frame(&ip.udp(5000, 7, b"x")));
+    rig.frame(&ip.frame(&ip.udp(5001, 7, b"x")));
+    rig.net.deliver(socket, addr("192.0.2.1:7"), b"y");
+    rig.turn();
+    rig.secs(29);
+    assert_eq!(rig.stack.flows(), 2);
+    rig.secs(2);
+    assert_eq!(rig.stack.flows(), 1);
+    rig.secs(10);
+    assert_eq!(rig.stack.flows(), 0);
     rig.recovers(0);
 }
 
