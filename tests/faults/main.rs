@@ -25,6 +25,7 @@ mod dhcp;
 mod exhaustion;
 mod fragments;
 mod frames;
+mod guesses;
 mod host;
 mod ipv6;
 mod killed;

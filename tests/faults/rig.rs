@@ -58,6 +58,10 @@ impl Rig {
     }
 
     pub(crate) fn with(config: Config) -> Self {
+        Self::seeded(config, [1, 2, 3, 4])
+    }
+
+    pub(crate) fn seeded(config: Config, seed: [u64; 4]) -> Self {
         heap::map_large_allocations();
         let net = Network::new();
         net.answer(echo(), ConnectAnswer::Accept);
@@ -67,7 +71,7 @@ impl Rig {
             guest_mac: Some(Mac(packets::GUEST_MAC)),
         };
         let mut rig = Self {
-            stack: Stack::new(Arc::new(config), link, [1, 2, 3, 4]),
+            stack: Stack::new(Arc::new(config), link, seed),
             host: net.host(),
             net,
             now: Instant::ZERO,
