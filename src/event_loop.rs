@@ -263,6 +263,9 @@ impl<L: Link> EventLoop<L> {
         for event in self.events.drain(..) {
             self.stack.handle_host(&mut turn, event);
         }
+        if self.link.is_back() {
+            self.stack.handle_link_back(now);
+        }
         self.stack.handle_timeout(&mut turn);
         let more_flows = self.stack.poll_transmit(&mut turn);
         while let Some((to, thing)) = self.stack.next_handed() {

@@ -19,6 +19,7 @@ pub mod tcp_engine;
 mod tcp_guard;
 mod tcp_memory;
 mod tcp_open;
+mod tcp_patience;
 pub mod tcp_pool;
 mod tcp_rest;
 mod tcp_written;

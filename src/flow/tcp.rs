@@ -7,8 +7,9 @@
 
 use std::io::{self, ErrorKind};
 
-use super::tcp_engine::{Engine, LastSent, Path, Syn, seconds};
+use super::tcp_engine::{Engine, LastSent, Path, Syn};
 use super::tcp_open::Open;
+use super::tcp_patience::seconds;
 use super::tcp_pool::EnginePool;
 use super::tcp_rest::Rest;
 use crate::buf::TxBatch;
@@ -314,6 +315,19 @@ impl<S: TcpSocket> TcpFlow<S> {
             open.end(pool);
         }
         progress
+    }
+
+    /// Sends what is outstanding again in the next pump. True when the flow wants to be pumped.
+    pub fn repeat(&mut self) -> bool {
+        match &mut self.state {
+            Phase::Open(open) => {
+                open.repeat();
+                true
+            }
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => {
+                false
+            }
+        }
     }
 
     /// When the flow must be looked at next.

@@ -30,9 +30,6 @@ const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
 /// Headers of a segment without payload are no longer than this: 60 bytes each at most.
 pub(super) const MAX_HEADERS: usize = 120;
 
-/// A guest that was asked and says nothing is asked again after this time, or sooner where it has little time to answer.
-const ASK_AGAIN: Duration = Duration::from_secs(75);
-
 /// How long the acknowledgement of a short segment may wait for an answer to go with: a request is
 /// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
 /// than this (RFC 9293 3.8.6.3 allows 500 ms).
@@ -95,9 +92,11 @@ pub struct Engine {
     /// A packet with other sequence numbers.
     pub(super) translated: Vec<u8>,
     /// The guest is being asked whether it is still there, and has less time than else.
-    hurried: bool,
+    pub(super) hurried: bool,
     /// Nobody is challenged before this time.
     pub(super) challenge_at: Option<Instant>,
+    /// What is outstanding is to be sent again.
+    pub(super) repeats: bool,
 }
 
 impl Engine {
@@ -128,6 +127,7 @@ impl Engine {
             translated: Vec::new(),
             hurried: false,
             challenge_at: None,
+            repeats: false,
         }
     }
 
@@ -141,6 +141,7 @@ impl Engine {
         self.varied = false;
         self.hurried = false;
         self.challenge_at = None;
+        self.repeats = false;
     }
 
     /// The socket: states, rings.
@@ -210,14 +211,6 @@ impl Engine {
             socket.close();
         }
         !deaf
-    }
-
-    /// Has the guest asked when it has been silent, and given up in the end.
-    fn be_patient(&mut self) {
-        let timeouts = self.path.timeouts;
-        let socket = self.socket();
-        socket.set_keep_alive(Some(seconds(timeouts.ask_after())));
-        socket.set_timeout(Some(seconds(timeouts.tcp_idle)));
     }
 
     pub(super) fn prepare(&mut self) -> &mut Socket<'static> {
@@ -337,17 +330,6 @@ impl Engine {
             }
             _ => self.ingress(now, tx, packet),
         }
-    }
-
-    /// Asks the guest at once whether it is there, and gives it little time to be heard of; once it is, as long as
-    /// ever.
-    pub(super) fn hurry(&mut self) {
-        let answer = seconds(self.path.timeouts.answer());
-        let socket = self.socket();
-        // Without a time before, this one is due at once.
-        socket.set_keep_alive(Some(ASK_AGAIN.min(answer / 4)));
-        socket.set_timeout(Some(answer));
-        self.hurried = true;
     }
 
     /// Who speaks with whom, seen from the guest.
@@ -543,6 +525,7 @@ impl Engine {
     /// `bulk` off lets a last segment (a RST) into the reserve for control frames.
     pub fn egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {
         let (mss, limit) = (self.mss(), self.limit());
+        let mut at = self.sends_at(now);
         loop {
             let mut device = OnePacket {
                 packet: None,
@@ -556,7 +539,8 @@ impl Engine {
             };
             let sent = self
                 .interface
-                .poll_egress(now, &mut device, &mut self.sockets);
+                .poll_egress(at, &mut device, &mut self.sockets);
+            at = now;
             if matches!(sent, PollResult::None) {
                 return !tx.has_room();
             }
@@ -567,11 +551,6 @@ impl Engine {
     pub fn poll_at(&mut self, now: Instant) -> Option<Instant> {
         self.interface.poll_at(now, &self.sockets)
     }
-}
-
-/// A timeout.
-pub(super) const fn seconds(seconds: u32) -> Duration {
-    Duration::from_secs(seconds as u64)
 }
 
 /// A length in sequence space; none is longer than a ring.

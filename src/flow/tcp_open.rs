@@ -414,6 +414,11 @@ impl<S: TcpSocket> Open<S> {
         self.writable |= woken.writable;
     }
 
+    /// Sends what is outstanding again, whatever the time.
+    pub(super) const fn repeat(&mut self) {
+        self.engine.repeat();
+    }
+
     /// The guest has not answered yet.
     pub(super) const fn is_half_open(&self) -> bool {
         self.guest_deadline.is_some()

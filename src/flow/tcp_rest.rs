@@ -13,7 +13,8 @@ use smoltcp::socket::tcp::State;
 use smoltcp::wire::TcpControl;
 
 use super::tcp_device::{Path, capabilities};
-use super::tcp_engine::{Engine, Line, MAX_HEADERS, RING, Syn, endpoint, length, seconds};
+use super::tcp_engine::{Engine, Line, MAX_HEADERS, RING, Syn, endpoint, length};
+use super::tcp_patience::seconds;
 use super::tcp_written::Written;
 use crate::config::Timeouts;
 use crate::net::emit::Ends;

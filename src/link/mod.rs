@@ -33,4 +33,9 @@ pub trait Link {
     /// # Errors
     /// When the link is gone for good.
     fn transmit(&mut self, batch: &mut TxBatch) -> io::Result<()>;
+
+    /// It takes frames again, after it took none for a while. Told once each time.
+    fn is_back(&mut self) -> bool {
+        false
+    }
 }

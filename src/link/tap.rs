@@ -54,8 +54,19 @@ pub struct TapLink {
     granted: Granted,
     mac: Mac,
     lost: u64,
+    state: State,
     /// None where somebody else does it for all queues of the tap.
     thinning: Option<Thinning>,
+}
+
+/// Whether the interface takes frames, as far as was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Up,
+    /// It took none, for it was down.
+    Down,
+    /// It takes them again, and nobody knows yet.
+    Back,
 }
 
 impl TapLink {
@@ -74,6 +85,7 @@ impl TapLink {
             granted,
             mac,
             lost: 0,
+            state: State::Up,
             thinning: None,
         })
     }
@@ -211,14 +223,25 @@ impl Link for TapLink {
 
     fn receive(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool> {
         let more = self.fill(batch, look)?;
+        if self.state == State::Down && batch.frames().next().is_some() {
+            self.state = State::Back;
+        }
         self.thin(batch);
         Ok(more)
+    }
+
+    fn is_back(&mut self) -> bool {
+        let back = self.state == State::Back;
+        if back {
+            self.state = State::Up;
+        }
+        back
     }
 
     fn transmit(&mut self, batch: &mut TxBatch) -> io::Result<()> {
         let header = self.granted.vnet_header;
         let mut device = self.device.get_ref();
-        let mut failed = None;
+        let (mut sent, mut failed) = (false, None);
         for frame in batch.frames() {
             let bytes = if header {
                 let (start, _) = frame.with_headroom.split_at_mut(HEADROOM);
@@ -230,9 +253,20 @@ impl Link for TapLink {
             if let Err(error) = device.write(bytes) {
                 self.lost += 1;
                 failed = Some(error);
+            } else {
+                sent = true;
             }
         }
         batch.clear();
+        // tun(4): so it says while it is down.
+        let down = failed
+            .as_ref()
+            .is_some_and(|error| error.raw_os_error() == Some(libc::EIO));
+        self.state = match self.state {
+            _ if down => State::Down,
+            State::Down if sent => State::Back,
+            state @ (State::Up | State::Down | State::Back) => state,
+        };
         match failed {
             Some(error) if is_fatal(&error) => Err(error),
             Some(error) => {

@@ -91,6 +91,9 @@ pub struct Stack<H: Host> {
     neighbours: Neighbours,
     dhcp: DhcpServer,
     advertiser: Advertiser,
+    /// When what was lost while the link was away is to be sent again, and when it last was.
+    repeat_at: Option<Instant>,
+    repeated_at: Instant,
     errors: ErrorRate,
     reassembly: Reassembly,
     published: Published<H>,
@@ -136,6 +139,8 @@ impl<H: Host> Stack<H> {
             neighbours: Neighbours::new(config.plan.gateway(), link.guest_mac, hash),
             dhcp: DhcpServer::new(config.plan),
             advertiser: Advertiser::new(&config),
+            repeat_at: None,
+            repeated_at: Instant::ZERO,
             errors: ErrorRate::shared(place.count),
             reassembly: Reassembly::new(hash),
             published: Published::default(),
@@ -188,6 +193,7 @@ impl<H: Host> Stack<H> {
         self.give_fragments_up(turn);
         self.advertise_if_due(turn);
         self.let_rest(turn.now);
+        self.repeat_if_due(turn.now);
         while let Some(token) = self.table.expired(turn.now) {
             match self.table.get_mut(token) {
                 Some(Flow::Tcp(flow)) if flow.is_open() => {
@@ -260,6 +266,7 @@ impl<H: Host> Stack<H> {
             self.advertiser.next_deadline(),
             self.published_deadline(),
             self.moving_deadline(),
+            self.repeat_at,
         ]
         .into_iter()
         .flatten()

@@ -19,6 +19,8 @@ const QUIET: Duration = Duration::from_millis(250);
 const CROWDED_QUIET: Duration = Duration::from_millis(5);
 /// More engines than this are many.
 const MANY: usize = 256;
+/// What was lost on the link is not sent again out of turn more often than this.
+const REPEATS: Duration = Duration::from_secs(1);
 /// Flows that are looked at in one turn.
 const BUDGET: usize = 64;
 
@@ -47,6 +49,30 @@ impl Moving {
 }
 
 impl<H: Host> Stack<H> {
+    /// The link takes frames again: what was lost meanwhile is sent again soon, not when its timer would have it, which
+    /// by now may wait for a minute.
+    pub fn handle_link_back(&mut self, now: Instant) {
+        // A link that comes and goes must not make us look at all flows each time.
+        let at = now.max(self.repeated_at + REPEATS);
+        self.repeat_at.get_or_insert(at);
+    }
+
+    pub(super) fn repeat_if_due(&mut self, now: Instant) {
+        if self.repeat_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.repeat_at = None;
+        self.repeated_at = now;
+        let tokens: Vec<Token> = self.table.tokens().collect();
+        for token in tokens {
+            if let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
+                && flow.repeat()
+            {
+                self.make_ready(token);
+            }
+        }
+    }
+
     /// How long nothing must have moved, as things are.
     fn quiet(&self) -> Duration {
         if self.engines.in_use() > MANY {

@@ -373,6 +373,68 @@ fn row_25_abandoned_connections() {
     rig.recovers(0);
 }
 
+/// What was lost while the tap was down goes out as soon as it is back, not when a timer has it that waits for a
+/// minute by then; and afterwards timers are as short as ever.
+#[test]
+fn row_10_goes_on_once_the_tap_is_back() {
+    let mut rig = accepting();
+    let (mut peer, id) = rig.open(2000, addr("192.0.2.1:80"));
+    let (mut ending, other) = rig.open(2001, addr("192.0.2.1:80"));
+    let data = pattern(5_000);
+    for _ in 0..3 {
+        assert_eq!(rig.net.server_write(id, &data), data.len());
+        rig.net.server_shutdown(other);
+        rig.turn();
+        rig.secs(100);
+        rig.take();
+        rig.secs(10);
+        assert_eq!(peer.read(&rig.received()), [], "its timer is far off");
+        rig.with_stack(|stack, turn| stack.handle_link_back(turn.now));
+        rig.turn();
+        let packets = rig.received();
+        let came = peer.read(&packets);
+        let got: Vec<u8> = came.iter().flat_map(|it| it.data.clone()).collect();
+        assert!(got == data, "{} bytes", got.len());
+        peer.take_all(&came);
+        rig.frame(&peer.ack());
+        let end = ending.read(&packets);
+        ending.take_all(&end);
+        rig.frame(&ending.ack());
+        // A link that comes and goes has nothing sent again but once a second.
+        assert_eq!(rig.net.server_write(id, b"new"), 3);
+        rig.turn();
+        rig.take();
+        for _ in 0..100 {
+            rig.with_stack(|stack, turn| stack.handle_link_back(turn.now));
+            rig.turn();
+        }
+        assert_eq!(peer.read(&rig.received()), []);
+        rig.secs(1);
+        let came = peer.read(&rig.received());
+        assert!(came.iter().any(|it| it.data == b"new"), "{came:?}");
+        peer.take_all(&came);
+        rig.frame(&peer.ack());
+        // Once something has arrived as it should, what is lost is sent again after a second.
+        assert_eq!(rig.net.server_write(id, b"in time"), 7);
+        rig.turn();
+        let came = peer.read(&rig.received());
+        peer.take_all(&came);
+        rig.frame(&peer.ack());
+        assert_eq!(rig.net.server_write(id, b"lost"), 4);
+        rig.turn();
+        rig.take();
+        rig.millis(1_500);
+        let came = peer.read(&rig.received());
+        assert!(came.iter().any(|it| it.data == b"lost"), "{came:?}");
+        peer.take_all(&came);
+        rig.frame(&peer.ack());
+    }
+    assert_eq!(ending.read(&rig.received()), []);
+    rig.frame(&peer.rst());
+    rig.frame(&ending.rst());
+    rig.recovers(0);
+}
+
 /// Each of the times can be asked for: what is idle, half closed, not answered, and a port that is not used.
 #[test]
 fn row_25_times_that_were_asked_for() {
