@@ -16,7 +16,7 @@ use lab::{FIRST, Lab, addr, filled, millis, secs};
 use tapgate::config::{Config, Dns};
 use tapgate::host::simulated::{Sent, SocketId};
 use tapgate::host::{DatagramRole, QueuedError};
-use tapgate::net::emit::IcmpError;
+use tapgate::net::{DropReason, emit::IcmpError};
 
 const NAMES: &str = "10.0.2.3:53";
 const ONE: &str = "192.0.2.53:53";
@@ -230,6 +230,7 @@ fn what_is_no_answer_is_not_passed_on() {
         lab.wait(millis(1));
         assert_eq!(lab.received(), [], "{wrong:?}");
     }
+    assert_eq!(lab.dropped(DropReason::DnsUnasked), 5);
     // From elsewhere, even with the right identifier.
     lab.0
         .net

@@ -30,8 +30,8 @@ type Asked = (u16, [u8; 2]);
 
 #[derive(Default)]
 struct World {
-    /// The questions under way.
-    asked: HashMap<Asked, Vec<Vec<u8>>>,
+    /// The questions under way, and whether an answer must come.
+    asked: HashMap<Asked, Vec<(Vec<u8>, bool)>>,
     /// Queries at the resolvers, answered or not.
     sent: Vec<Sent>,
     /// What resolvers have said, without the number.
@@ -86,11 +86,14 @@ impl World {
         let waiting = self.asked.entry((port, number)).or_default();
         match own_answer(&query) {
             Some(None) => {}
-            Some(Some(_)) => waiting.push(query.clone()),
+            Some(Some(_)) => waiting.push((query.clone(), true)),
             None => {
-                // Another question for the resolvers with the same number gives the first up.
-                waiting.retain(|other| own_answer(other).is_some());
-                waiting.push(query.clone());
+                // The first of two with one number is given up, or both have one answer, or the first one's is
+                // on its way.
+                for (other, due) in &mut *waiting {
+                    *due &= own_answer(other).is_some();
+                }
+                waiting.push((query.clone(), true));
             }
         }
         lab.udp(port, RESOLVER, &query);
@@ -149,12 +152,16 @@ impl World {
             assert_eq!(from, addr(RESOLVER));
             assert!(bytes.len() >= 2, "a number at least");
             let waiting = self.asked.entry((port, [bytes[0], bytes[1]])).or_default();
-            let answered = waiting.iter().position(|asked| {
-                let own = own_answer(asked);
+            let answers = |asked: &Vec<u8>| {
                 let refused = bytes.len() == asked.len() && bytes[3] & 15 == 2;
                 let said = refused || self.said.contains(&bytes[2..]);
-                own.map_or(said, |own| own.as_deref() == Some(bytes))
-            });
+                own_answer(asked).map_or(said, |own| own.as_deref() == Some(bytes))
+            };
+            let which = |must| {
+                let mut waiting = waiting.iter();
+                waiting.position(|(asked, due)| *due == must && answers(asked))
+            };
+            let answered = which(true).or_else(|| which(false));
             let answered = answered.unwrap_or_else(|| unreachable!("made up: {bytes:?}"));
             waiting.remove(answered);
         }
@@ -191,7 +198,8 @@ pub fn run(bytes: &[u8]) {
         lab.wait(millis(1));
         world.look(&mut lab);
     }
-    let left: Vec<_> = world.asked.values().flatten().collect();
+    let left = world.asked.values().flatten().filter(|(_, due)| *due);
+    let left: Vec<_> = left.collect();
     assert!(left.is_empty(), "never answered: {left:?}");
     assert_eq!((lab.0.flows(), lab.0.net.open_sockets()), (0, 0));
 }

@@ -1,4 +1,5 @@
-//! Why a frame goes no further: one name for each reason, so that each can be counted.
+//! Why a frame, or what the host received for a guest, goes no further: one name for each reason, so that each
+//! can be counted.
 //!
 //! Drops are silent on the wire and counted by reason in [`crate::stack`]; what deserves an answer
 //! is not dropped but answered.
@@ -69,6 +70,12 @@ reasons! {
     DnsMalformed = "dns_malformed",
     /// The host's socket took no more datagrams.
     HostBusy = "host_busy",
+    /// A datagram for a guest's port that does not hear its sender.
+    Filtered = "filtered",
+    /// A datagram for a flow that has ended meanwhile.
+    FlowGone = "flow_gone",
+    /// What came from a resolver and is no answer to the query.
+    DnsUnasked = "dns_unasked",
     /// The worker that it was handed to had no room for more.
     WorkerBusy = "worker_busy",
     /// Errors are told at a limited rate.

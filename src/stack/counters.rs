@@ -34,7 +34,8 @@ pub struct Counters {
     /// Frames that were for another worker.
     pub handed: u64,
     dropped: [u64; DropReason::ALL.len()],
-    /// Drops of things that had been counted before: fragments that waited in vain.
+    /// Drops of what was no frame, or one that had been counted before: datagrams of the host's, fragments that
+    /// waited in vain.
     dropped_later: u64,
     /// Flows begun.
     pub flows_opened: u64,
@@ -80,7 +81,7 @@ impl Counters {
         }
     }
 
-    /// Counts drops of something whose frames have been counted already.
+    /// Counts drops of something whose frames have been counted already, or that came from the host.
     pub fn add_drops(&mut self, reason: DropReason, count: u64) {
         self.dropped[reason as usize] += count;
         self.dropped_later += count;

@@ -197,6 +197,9 @@ impl<H: Host> Stack<H> {
                 .find(|bytes| is_answer(bytes, query.attempt_id))
                 .map(<[u8]>::to_vec);
             drop(received);
+            let others = self.inbox.datagrams().count() - usize::from(answer.is_some());
+            self.counters
+                .add_drops(DropReason::DnsUnasked, others as u64);
             self.inbox.clear();
             if let Some(mut answer) = answer {
                 let (guest, wire) = (query.guest, query.wire);

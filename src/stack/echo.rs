@@ -171,7 +171,9 @@ impl<H: Host> Stack<H> {
             marks: udp::marks_inside(from.ip(), first.marks),
             data,
         };
-        emit::echo_reply(turn.tx, flow.wire, self.config.mtu, reply, id);
+        if !emit::echo_reply(turn.tx, flow.wire, self.config.mtu, reply, id) {
+            self.counters.add_drops(DropReason::TransmitFull, 1);
+        }
         self.table
             .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
         1

@@ -18,7 +18,7 @@ use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, QueuedError, Received, TcpSocket, Token, UdpSocket};
 use crate::net::emit::{self, Ends};
-use crate::net::{Duration, Instant};
+use crate::net::{DropReason, Duration, Instant};
 
 use super::share::Handed;
 use super::{Stack, mapping, udp};
@@ -437,6 +437,7 @@ impl<H: Host> Stack<H> {
             return 1;
         };
         let Some(path) = self.path(guest.ip()) else {
+            self.counters.add_drops(DropReason::NoNeighbour, 1);
             return 1;
         };
         let ends = Ends {

@@ -11,7 +11,7 @@ use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
 use crate::host::{Host, Inbox, Outgoing, QueuedError, Received, Token, UdpSocket};
 use crate::net::emit::{self, Datagram, DatagramId, Ends};
-use crate::net::{Marks, Wire};
+use crate::net::{DropReason, Marks, Wire};
 
 use super::counters::Disposition;
 use super::guest::Original;
@@ -215,7 +215,11 @@ impl<H: Host> Stack<H> {
                 (
                     None,
                     Some(Flow::Query(_) | Flow::Tcp(_) | Flow::Spliced(_) | Flow::Peer(_)) | None,
-                ) => usize::MAX,
+                ) => {
+                    let count = self.inbox.datagrams().count();
+                    self.counters.add_drops(DropReason::FlowGone, count as u64);
+                    count
+                }
             };
             self.inbox.pass(passed);
         }
@@ -225,7 +229,7 @@ impl<H: Host> Stack<H> {
     /// Sends the first datagram of the inbox to the guest, with those behind it that may go along; gives
     /// their number.
     pub(super) fn send_inside(
-        &self,
+        &mut self,
         turn: &mut Turn<'_, H>,
         wire: Wire,
         ends: Ends,
@@ -254,7 +258,8 @@ impl<H: Host> Stack<H> {
             None => emit::udp(turn.tx, wire, mtu, datagram),
         };
         if !sent {
-            tracing::trace!(src = %ends.src, count, "datagrams lost: transmit batch full");
+            self.counters
+                .add_drops(DropReason::TransmitFull, count as u64);
         }
         count
     }

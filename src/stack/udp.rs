@@ -371,6 +371,7 @@ impl<H: Host> Stack<H> {
         };
         let from = first.from;
         if (from.ip().is_loopback() && !self.config.host_loopback) || !flow.admits(from) {
+            self.counters.add_drops(DropReason::Filtered, 1);
             return 1;
         }
         let ends = Ends {

@@ -49,6 +49,8 @@ pub(crate) struct Rig {
     log: Log,
     /// Turns that began because a deadline had come.
     woken: u64,
+    /// Frames of the guest so far.
+    frames: u64,
     next_port: u16,
 }
 
@@ -81,6 +83,7 @@ impl Rig {
             sent: 0,
             log: Log::listen(),
             woken: 0,
+            frames: 0,
             next_port: 61_000,
         };
         // The gateway introduces itself.
@@ -92,6 +95,13 @@ impl Rig {
     /// Turns that began because a deadline had come, so far.
     pub(crate) fn woken(&self) -> u64 {
         self.woken
+    }
+
+    /// Every frame was answered, went on, or was dropped for a reason.
+    fn all_are_counted(&self) {
+        let counters = self.stack.counters();
+        assert_eq!(counters.frames_in, self.frames, "every frame is counted");
+        counters.check().unwrap();
     }
 
     /// The log stayed within its bounds until now.
@@ -122,10 +132,12 @@ impl Rig {
             tx: &mut self.tx,
         };
         for frame in frames {
+            self.frames += 1;
             self.stack
                 .handle_frame(&mut turn, frame, RxMeta::plain(LinkId(0)));
         }
         self.turn();
+        self.all_are_counted();
     }
 
     /// The guest sends frames, which come in batches of a turn's size.

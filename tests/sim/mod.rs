@@ -32,7 +32,7 @@ use tapgate::flow::Turn;
 use tapgate::flow::key::KeyedState;
 use tapgate::host::simulated::{Network, SimulatedHost, VirtualClock};
 use tapgate::net::{Duration, Instant, Mac};
-use tapgate::stack::share::Place;
+use tapgate::stack::share::{Handed, Place};
 use tapgate::stack::{LinkInfo, Stack};
 
 pub(crate) use link::{Faults, LinkKind, Random};
@@ -135,6 +135,8 @@ pub(crate) struct Sim {
     sockets: SocketSet<'static>,
     /// Those that are to be closed once everything is acknowledged.
     closing: Vec<SocketHandle>,
+    /// Frames that the workers were given, or gave each other.
+    frames: u64,
     next_port: u16,
 }
 
@@ -228,6 +230,7 @@ impl Sim {
             device,
             sockets: SocketSet::new(Vec::new()),
             closing: Vec::new(),
+            frames: 0,
             next_port: 40_000,
         }
     }
@@ -341,6 +344,12 @@ impl Sim {
         for other in &self.others {
             other.stack.check().unwrap();
         }
+        // What became of each is in the sums that `check` compares with this.
+        let others = self.others.iter().map(|other| &other.stack);
+        let stacks = std::iter::once(&self.stack).chain(others);
+        let counted: u64 = stacks.map(|stack| stack.counters().frames_in).sum();
+        // A test may give a stack others by itself.
+        assert!(counted >= self.frames, "every frame is counted");
     }
 
     /// Flows of all workers together.
@@ -392,6 +401,7 @@ impl Sim {
                     ..RxMeta::plain(LinkId(0))
                 };
                 let worker = self.queues.choose(&frame);
+                self.frames += 1;
                 self.at(worker, |stack, turn| {
                     stack.handle_frame(turn, &frame, meta);
                 });
@@ -424,6 +434,8 @@ impl Sim {
         }
         let some = !handed.is_empty();
         for (worker, thing) in handed {
+            let is_frame = matches!(thing, Handed::Frame { .. } | Handed::Whole { .. });
+            self.frames += u64::from(is_frame);
             self.at(worker, |stack, turn| stack.handle_handed(turn, thing));
             self.put_on_wire(worker);
         }

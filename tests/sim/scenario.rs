@@ -121,6 +121,8 @@ struct World {
     /// The last datagrams that went out: socket, destination, first bytes.
     sent: Vec<(SocketId, SocketAddr, Vec<u8>)>,
     published: Vec<usize>,
+    /// Frames of the guest so far.
+    frames: u64,
     seen: Seen,
 }
 
@@ -286,6 +288,7 @@ impl World {
             last_frame: Vec::new(),
             sent: Vec::new(),
             published: Vec::new(),
+            frames: 0,
             seen: Seen::default(),
         };
         world.set_resolvers(choices);

@@ -31,6 +31,10 @@ fn completed(mut frame: Vec<u8>, offload: Offload) -> Outcome<Vec<u8>> {
 impl World {
     pub(super) fn look(&mut self) -> Outcome {
         self.stack.check()?;
+        let counted = self.stack.counters().frames_in;
+        if counted != self.frames {
+            return Err(format!("{counted} frames counted of {}", self.frames));
+        }
         let flows = self.stack.flows();
         self.seen.most_flows = self.seen.most_flows.max(flows);
         if flows > usize::try_from(self.config.max_flows).unwrap_or(usize::MAX) {

@@ -61,6 +61,7 @@ impl World {
             tx: &mut self.tx,
         };
         self.stack.handle_frame(&mut turn, bytes, meta);
+        self.frames += 1;
         self.last_frame.clear();
         self.last_frame.extend(bytes);
     }

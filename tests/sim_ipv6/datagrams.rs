@@ -385,6 +385,8 @@ fn filtering_lets_in_whom_it_is_told_to() {
                     "{filtering:?} {from}"
                 );
             }
+            let unheard = u64::from(!same_address) + u64::from(!stranger);
+            assert_eq!(lab.dropped(DropReason::Filtered), unheard);
             lab.rest();
         }
     }
