@@ -21,6 +21,7 @@ mod support;
 
 mod api;
 mod datagrams;
+mod deaf;
 mod dhcp;
 mod exhaustion;
 mod fragments;
