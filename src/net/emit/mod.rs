@@ -446,7 +446,7 @@ mod tests {
                 let bytes = frame.bytes().to_vec();
                 prop_assert!(bytes.len() <= usize::from(mtu) + ETHERNET_HEADER);
                 let parsed = parse::frame(&bytes, RxMeta::plain(LinkId(3))).map_err(|r: DropReason| {
-                    TestCaseError::fail(r.name())
+                    TestCaseError::fail(format!("{r:?}"))
                 })?;
                 let Packet::Ip(ip) = parsed.packet else { panic!("IP expected") };
                 if let Some(fragment) = ip.fragment {
