@@ -91,7 +91,7 @@ impl TapLink {
     }
 
     /// From now on floods are thinned out, for all queues of the tap.
-    pub const fn thin_floods(&mut self) {
+    pub fn thin_floods(&mut self) {
         self.thinning = Some(Thinning::new());
     }
 
