@@ -262,19 +262,36 @@ impl TxBatch {
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> (Offload, R),
     ) -> Option<R> {
+        self.push_some(link, len, |frame| {
+            let (offload, result) = fill(frame);
+            (Some((frame.len(), offload)), result)
+        })
+    }
+
+    /// Adds a frame of `most` bytes or less: as many as `fill` says it is to have; none where it says so,
+    /// or where there is no room for `most`, in which case it is not called.
+    pub fn push_some<R>(
+        &mut self,
+        link: LinkId,
+        most: usize,
+        fill: impl FnOnce(&mut [u8]) -> (Option<(usize, Offload)>, R),
+    ) -> Option<R> {
         let start = self.used;
-        let end = start.checked_add(HEADROOM)?.checked_add(len)?;
+        let end = start.checked_add(HEADROOM)?.checked_add(most)?;
         if self.frames.len() == self.frames.capacity() {
             return None;
         }
         let frame = self.storage.get_mut(start + HEADROOM..end)?;
-        let (offload, result) = fill(frame);
-        self.used = end.next_multiple_of(64);
-        self.frames.push(TxSlot {
-            bytes: start..end,
-            link,
-            offload,
-        });
+        let (filled, result) = fill(frame);
+        if let Some((len, offload)) = filled {
+            let end = start + HEADROOM + len.min(most);
+            self.used = end.next_multiple_of(64);
+            self.frames.push(TxSlot {
+                bytes: start..end,
+                link,
+                offload,
+            });
+        }
         Some(result)
     }
 

@@ -31,7 +31,9 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrIn, recv, recvmsg, setsockopt, sockopt,
+};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use socket2::Socket;
@@ -48,6 +50,7 @@ use tapgate::net::checksum::Sum;
 use tapgate::sys::netlink::{LinkChange, Netlink};
 use tapgate::sys::process::{owning_user_namespace, pidfd};
 use tapgate::sys::readiness::EventSet;
+use tapgate::sys::socket::{discard, peek_from_next};
 use tapgate::sys::{fd, memory, tap};
 
 const IN: EpollFlags = EpollFlags::EPOLLIN;
@@ -96,6 +99,45 @@ fn end_that_comes_with_data_is_told_by_that_edge_only() {
         let read = ours.read(&mut [0; 64]);
         assert_eq!(read.map_err(|error| error.raw_os_error()), found);
     }
+}
+
+/// Each look at a stream goes on where the last one ended and takes nothing; what is received, or discarded, moves the
+/// place along; data that come later are a new edge, and the end is seen behind what was peeked at.
+/// `flow/tcp_ahead.rs`, `sys/socket.rs`. socket(7), `SO_PEEK_OFF`; tcp(7), `MSG_TRUNC`.
+#[test]
+fn looks_at_a_stream_go_on_where_they_ended_and_leave_it() {
+    let (ours, mut theirs) = tcp_pair();
+    if let Err(error) = peek_from_next(ours.as_fd()) {
+        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+        return;
+    }
+    let set = watched(&ours);
+    let look = |len: usize| {
+        let mut bytes = vec![0; len];
+        let looked = recv(ours.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK);
+        looked.map(|len| String::from_utf8_lossy(&bytes[..len]).into_owned())
+    };
+    theirs.write_all(b"one two ").unwrap();
+    assert!(next_event(&set).contains(IN));
+    assert_eq!(look(4).as_deref(), Ok("one "));
+    assert_eq!(look(64).as_deref(), Ok("two "));
+    assert_eq!(look(64), Err(nix::errno::Errno::EAGAIN));
+    theirs.write_all(b"three").unwrap();
+    assert!(
+        next_event(&set).contains(IN),
+        "a new edge though nothing was taken"
+    );
+    assert_eq!(discard(ours.as_fd(), 4).unwrap(), 4);
+    assert_eq!(look(64).as_deref(), Ok("three"));
+    theirs.shutdown(Shutdown::Write).unwrap();
+    assert!(next_event(&set).contains(ENDED));
+    assert_eq!(look(64).as_deref(), Ok(""), "the end");
+    // What was not discarded can be had once more.
+    peek_from_next(ours.as_fd()).unwrap();
+    assert_eq!(look(64).as_deref(), Ok("two three"));
+    let mut rest = String::new();
+    (&ours).read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "two three");
 }
 
 /// A send that takes less than it was offered has filled the buffer, and room is a new edge.

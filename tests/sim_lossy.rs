@@ -1,6 +1,7 @@
 //! Transfers over a link that loses, repeats and reorders: intact for every seed, and nothing left.
 //!
-//! A thousand seeds for each family, up to 10 % of each fault. The data is a function of its position, so a byte out
+//! A thousand seeds for each family, up to 10 % of each fault, and as many in which the host sends much at once, which
+//! goes past smoltcp's ring where the link cuts segments up. The data is a function of its position, so a byte out
 //! of place is noticed where it stands.
 #![allow(
     clippy::unwrap_used,
@@ -11,8 +12,9 @@ mod sim;
 
 use std::net::IpAddr;
 
-use sim::{Faults, GUEST, GUEST6, Random, Sim, seconds};
+use sim::{Faults, GUEST, GUEST6, LinkKind, Random, Sim, seconds};
 use smoltcp::iface::SocketHandle;
+use tapgate::buf::TxCapabilities;
 use tapgate::config::Config;
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 
@@ -24,6 +26,37 @@ const FIRST: SocketId = SocketId(0);
 
 /// The guest's address, a server's, and the MTUs of the link.
 type Family = (IpAddr, &'static str, [u16; 3]);
+
+/// How much goes to the guest, and how much of it at a time.
+#[derive(Clone, Copy)]
+enum Size {
+    Little,
+    /// Over a link that cuts segments up.
+    Bulk,
+}
+
+impl Size {
+    fn link(self) -> LinkKind {
+        let mut kind = LinkKind::default();
+        if matches!(self, Self::Bulk) {
+            kind.capabilities = TxCapabilities {
+                checksum: true,
+                tso4: true,
+                tso6: true,
+                uso: true,
+            };
+        }
+        kind
+    }
+
+    /// Bytes in all at most, at a time, and in the guest's buffer.
+    const fn bytes(self) -> [usize; 3] {
+        match self {
+            Self::Little => [60_000, 4096, 16 * 1024],
+            Self::Bulk => [600_000, 100_000, 128 * 1024],
+        }
+    }
+}
 
 fn pattern(at: usize, salt: usize) -> u8 {
     u8::try_from((at.wrapping_mul(31) + salt) % 251).unwrap()
@@ -72,7 +105,7 @@ impl Stream {
     }
 }
 
-fn transfer((guest, server, mtus): Family, seed: u64) {
+fn transfer((guest, server, mtus): Family, size: Size, seed: u64) {
     let mut random = Random::new(seed ^ 0x5eed);
     let faults = Faults {
         loss: random.below(11),
@@ -80,7 +113,8 @@ fn transfer((guest, server, mtus): Family, seed: u64) {
         reorder: random.below(11),
     };
     let mtu = mtus[usize::try_from(random.below(3)).unwrap()];
-    let mut sim = Sim::of(
+    let mut sim = Sim::over(
+        size.link(),
         guest,
         seed,
         Config {
@@ -91,11 +125,12 @@ fn transfer((guest, server, mtus): Family, seed: u64) {
     );
     sim.net.answer_all(ConnectAnswer::Accept);
     let mut up = Stream::new(usize::try_from(random.below(60_000)).unwrap(), 1);
-    let mut down = Stream::new(usize::try_from(random.below(60_000)).unwrap(), 2);
-    let handle = sim.connect_with(server, 16 * 1024);
+    let [most, at_once, buffer] = size.bytes();
+    let mut down = Stream::new(random.size(most), 2);
+    let handle = sim.connect_with(server, buffer);
     let complete = sim.run(seconds(3600), |sim| {
         guest_side(sim, handle, &mut up, &mut down, seed);
-        host_side(sim, &mut up, &mut down, seed);
+        host_side(sim, &mut up, (&mut down, at_once), seed);
         up.done() && down.done() && sim.net.server_sees_end(FIRST)
     });
     assert!(
@@ -130,13 +165,13 @@ fn guest_side(sim: &mut Sim, handle: SocketHandle, up: &mut Stream, down: &mut S
     }
 }
 
-fn host_side(sim: &Sim, up: &mut Stream, down: &mut Stream, seed: u64) {
+fn host_side(sim: &Sim, up: &mut Stream, (down, at_once): (&mut Stream, usize), seed: u64) {
     if sim.net.connections().is_empty() {
         return;
     }
     up.arrived(&sim.net.server_read(FIRST, 4096), seed);
     if down.sent < down.total {
-        down.sent += sim.net.server_write(FIRST, &down.next(4096));
+        down.sent += sim.net.server_write(FIRST, &down.next(at_once));
     }
     if down.sent == down.total && !std::mem::replace(&mut down.ended, true) {
         sim.net.server_shutdown(FIRST);
@@ -144,48 +179,88 @@ fn host_side(sim: &Sim, up: &mut Stream, down: &mut Stream, seed: u64) {
 }
 
 /// Seeds are divided among the test threads.
-fn seeds(family: Family, part: u64, parts: u64) {
+fn seeds(family: Family, size: Size, part: u64, parts: u64) {
     for seed in (part..SEEDS).step_by(usize::try_from(parts).unwrap()) {
-        transfer(family, seed);
+        transfer(family, size, seed);
     }
 }
 
 #[test]
 fn every_transfer_arrives_intact_first_quarter() {
-    seeds(IPV4, 0, 4);
+    seeds(IPV4, Size::Little, 0, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_second_quarter() {
-    seeds(IPV4, 1, 4);
+    seeds(IPV4, Size::Little, 1, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_third_quarter() {
-    seeds(IPV4, 2, 4);
+    seeds(IPV4, Size::Little, 2, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_fourth_quarter() {
-    seeds(IPV4, 3, 4);
+    seeds(IPV4, Size::Little, 3, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_over_ipv6_first_quarter() {
-    seeds(IPV6, 0, 4);
+    seeds(IPV6, Size::Little, 0, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_over_ipv6_second_quarter() {
-    seeds(IPV6, 1, 4);
+    seeds(IPV6, Size::Little, 1, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_over_ipv6_third_quarter() {
-    seeds(IPV6, 2, 4);
+    seeds(IPV6, Size::Little, 2, 4);
 }
 
 #[test]
 fn every_transfer_arrives_intact_over_ipv6_fourth_quarter() {
-    seeds(IPV6, 3, 4);
+    seeds(IPV6, Size::Little, 3, 4);
+}
+
+#[test]
+fn bulk_arrives_intact_first_quarter() {
+    seeds(IPV4, Size::Bulk, 0, 4);
+}
+
+#[test]
+fn bulk_arrives_intact_second_quarter() {
+    seeds(IPV4, Size::Bulk, 1, 4);
+}
+
+#[test]
+fn bulk_arrives_intact_third_quarter() {
+    seeds(IPV4, Size::Bulk, 2, 4);
+}
+
+#[test]
+fn bulk_arrives_intact_fourth_quarter() {
+    seeds(IPV4, Size::Bulk, 3, 4);
+}
+
+#[test]
+fn bulk_arrives_intact_over_ipv6_first_quarter() {
+    seeds(IPV6, Size::Bulk, 0, 4);
+}
+
+#[test]
+fn bulk_arrives_intact_over_ipv6_second_quarter() {
+    seeds(IPV6, Size::Bulk, 1, 4);
+}
+
+#[test]
+fn bulk_arrives_intact_over_ipv6_third_quarter() {
+    seeds(IPV6, Size::Bulk, 2, 4);
+}
+
+#[test]
+fn bulk_arrives_intact_over_ipv6_fourth_quarter() {
+    seeds(IPV6, Size::Bulk, 3, 4);
 }

@@ -13,15 +13,18 @@ pub mod query;
 pub mod spliced;
 pub mod table;
 pub mod tcp;
+mod tcp_ahead;
 mod tcp_device;
 mod tcp_direct;
 pub mod tcp_engine;
 mod tcp_guard;
 mod tcp_memory;
 mod tcp_open;
+mod tcp_open_ahead;
 mod tcp_patience;
 pub mod tcp_pool;
 mod tcp_rest;
+mod tcp_window;
 mod tcp_written;
 pub mod udp;
 

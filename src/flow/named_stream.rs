@@ -303,6 +303,18 @@ impl<S: TcpSocket> TcpSocket for Stream<S> {
         either!(self, inner => inner.recv(bytes))
     }
 
+    fn begin_peeking(&mut self) -> io::Result<()> {
+        either!(self, inner => inner.begin_peeking())
+    }
+
+    fn peek(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        either!(self, inner => inner.peek(bytes))
+    }
+
+    fn discard(&mut self, len: usize) -> io::Result<()> {
+        either!(self, inner => inner.discard(len))
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()> {
         either!(self, inner => inner.shutdown_write())
     }

@@ -85,6 +85,8 @@ pub(super) struct Sent {
     pub(super) room: u32,
     /// Bytes of the guest's that smoltcp has not heard of; wraps.
     pub(super) skipped: u32,
+    /// Bytes of ours that smoltcp has not heard of; wraps.
+    pub(super) withheld: u32,
 }
 
 impl Sent {
@@ -338,7 +340,8 @@ fn finish(
 fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
     let [.., high, low] = tcp[..16] else { return };
     let word = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
-    let (seq, flags, field) = (word(4), tcp[13], u16::from_be_bytes([high, low]));
+    let (flags, field) = (tcp[13], u16::from_be_bytes([high, low]));
+    let seq = word(4).wrapping_add(sent.withheld);
     let ack = word(8).wrapping_add(sent.skipped);
     let controls = flags & (tcp_flags::SYN | tcp_flags::FIN);
     let header = usize::from(tcp[12] >> 4) * 4;
@@ -349,6 +352,7 @@ fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
     if is_syn || end.wrapping_sub(sent.next).cast_signed() > 0 {
         sent.next = end;
     }
+    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
     if flags & tcp_flags::ACK != 0 {
         tcp[8..12].copy_from_slice(&ack.to_be_bytes());
         move_blocks(&mut tcp[..header], sent.skipped);

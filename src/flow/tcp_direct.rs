@@ -18,8 +18,9 @@ use crate::net::parse::{self, TcpSegment, tcp_flags};
 /// Shorter payload goes by the ring: its acknowledgement is better left to wait for an answer.
 const LEAST: usize = 4096;
 
-/// Where a TCP header has its sequence number and its flags.
+/// Where a TCP header has its numbers and its flags.
 const SEQUENCE: usize = 4;
+const ACKNOWLEDGEMENT: usize = 8;
 pub(super) const FLAGS: usize = 13;
 
 /// How far one sequence number is behind another, if it is.
@@ -120,22 +121,27 @@ impl Engine {
         self.line.owes
     }
 
-    /// Gives smoltcp a packet with the sequence number that it expects there.
+    /// Gives smoltcp a packet with the numbers that it expects there.
     pub(super) fn ingress(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
         /// Packets up to this size are translated without asking for memory.
         const USUAL: usize = 2048;
-        let skipped = self.line.sent.skipped;
-        if skipped == 0 {
+        let (skipped, withheld) = (self.line.sent.skipped, self.line.sent.withheld);
+        if skipped == 0 && withheld == 0 {
             return self.hear(now, tx, packet);
         }
         let mut translated = std::mem::take(&mut self.translated);
         translated.clear();
         translated.extend(packet);
         let header = header_of(packet);
-        if let Some(field) = translated[header + SEQUENCE..].first_chunk_mut() {
-            *field = u32::from_be_bytes(*field)
-                .wrapping_sub(skipped)
-                .to_be_bytes();
+        let mut translate = |at: usize, to: &mut dyn FnMut(u32) -> u32| {
+            if let Some(field) = translated[header + at..].first_chunk_mut() {
+                *field = to(u32::from_be_bytes(*field)).to_be_bytes();
+            }
+        };
+        translate(SEQUENCE, &mut |seq| seq.wrapping_sub(skipped));
+        // Without the flag the field means nothing.
+        if packet[header + FLAGS] & tcp_flags::ACK != 0 {
+            translate(ACKNOWLEDGEMENT, &mut |ack| self.translated_ack(ack));
         }
         self.hear(now, tx, &translated);
         if translated.capacity() <= USUAL {

@@ -10,8 +10,9 @@ use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{ConnectError, ListenError, SendError, Socket, SocketBuffer, State};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
-use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option, stamped};
-use super::tcp_direct::{FLAGS, header_of, set_length};
+use super::tcp_ahead::Ahead;
+use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option};
+use super::tcp_direct::FLAGS;
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
@@ -25,7 +26,7 @@ pub use super::tcp_device::{LastSent, Path};
 pub const RING: usize = 1 << 20;
 
 /// The scale that smoltcp announces for a ring of that size: the least by which its window fits 16 bits.
-const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
+pub(super) const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
 
 /// Headers of a segment without payload are no longer than this: 60 bytes each at most.
 pub(super) const MAX_HEADERS: usize = 120;
@@ -87,8 +88,8 @@ pub struct Engine {
     pub(super) line: Line,
     /// How much of the rings has been written to.
     pub(super) extent: Extent,
-    ends: emit::Ends,
-    varied: bool,
+    pub(super) ends: emit::Ends,
+    pub(super) varied: bool,
     /// A packet with other sequence numbers.
     pub(super) translated: Vec<u8>,
     /// The guest is being asked whether it is still there, and has less time than else.
@@ -97,6 +98,8 @@ pub struct Engine {
     pub(super) challenge_at: Option<Instant>,
     /// What is outstanding is to be sent again.
     pub(super) repeats: bool,
+    /// What smoltcp does not know of what was sent.
+    pub(super) ahead: Ahead,
 }
 
 impl Engine {
@@ -128,6 +131,7 @@ impl Engine {
             hurried: false,
             challenge_at: None,
             repeats: false,
+            ahead: Ahead::default(),
         }
     }
 
@@ -142,6 +146,7 @@ impl Engine {
         self.hurried = false;
         self.challenge_at = None;
         self.repeats = false;
+        self.ahead = Ahead::default();
     }
 
     /// The socket: states, rings.
@@ -156,12 +161,12 @@ impl Engine {
     }
 
     /// The guest's window scale (RFC 7323), at most 14.
-    fn scale(&self) -> u8 {
+    pub(super) fn scale(&self) -> u8 {
         self.line.options.window_scale.unwrap_or(0)
     }
 
     /// Largest payload of a segment that the guest takes.
-    fn mss(&self) -> u16 {
+    pub(super) fn mss(&self) -> u16 {
         self.line.options.mss.unwrap_or(self.path.mss())
     }
 
@@ -310,6 +315,8 @@ impl Engine {
             }
             return;
         }
+        let options = header..header + segment.header_len;
+        self.note_ahead(now, segment, &packet[options]);
         self.note_segment(segment);
         if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
             let mut without = packet.to_vec();
@@ -335,93 +342,6 @@ impl Engine {
     /// Who speaks with whom, seen from the guest.
     pub(super) const fn set_ends(&mut self, ends: emit::Ends) {
         self.ends = ends;
-    }
-
-    /// What is to be taken of a segment that reaches beyond the window that was announced, or for which
-    /// there is no memory; none where that is all. smoltcp 0.14 takes a window that is not scaled, in a
-    /// SYN, for one that is, and what is beyond its ring it would take for received.
-    fn cut(
-        &mut self,
-        segment: &TcpSegment,
-        packet: &[u8],
-        header: usize,
-    ) -> Option<(Vec<u8>, TcpSegment)> {
-        let end = segment.seq.wrapping_add(length(segment.payload_len));
-        let over = end.wrapping_sub(self.line.sent.edge).cast_signed().max(0);
-        let over = usize::try_from(over).unwrap_or(usize::MAX);
-        // A window of one segment is announced in whole units of its scale.
-        let least = u32::from(self.path.mss()).next_multiple_of(1 << RING_SCALE);
-        let over = over.max(self.extent.excess(end, self.line.next_in, least));
-        if over == 0 {
-            return None;
-        }
-        let kept = segment.payload_len.saturating_sub(over);
-        let mut cut = packet[..header + segment.header_len + kept].to_vec();
-        cut[header + FLAGS] &= !tcp_flags::FIN;
-        set_length(&mut cut);
-        let segment = TcpSegment {
-            payload_len: kept,
-            flags: segment.flags & !tcp_flags::FIN,
-            ..*segment
-        };
-        Some((cut, segment))
-    }
-
-    /// Tells the guest how much it may send, if that has become much more than it knows.
-    pub(super) fn open_window(&mut self, now: Instant, tx: &mut TxBatch) {
-        let sent = self.line.sent;
-        let signed = |distance: u32| distance.cast_signed().max(0);
-        let gain = signed(self.acceptable().wrapping_sub(sent.edge));
-        let left = signed(sent.edge.wrapping_sub(self.line.next_in));
-        if gain >= left.max(i32::from(self.path.mss().min(0x7fff))) {
-            self.announce(now, tx, sent.last.ack);
-        }
-    }
-
-    /// Acknowledges up to a sequence number, and tells the guest how much it may send; false when there is no room for
-    /// that.
-    pub(super) fn announce(&mut self, now: Instant, tx: &mut TxBatch, ack: u32) -> bool {
-        let (limit, shift) = (self.acceptable(), self.limit().1);
-        let queue = length(self.socket().recv_queue());
-        let room = (length(RING) - queue) >> shift;
-        let room = u16::try_from(room).unwrap_or(u16::MAX);
-        let sent = &mut self.line.sent;
-        let segment = emit::BareSegment {
-            ends: self.ends.reversed(),
-            // A byte that probed the guest's window is behind what it has.
-            seq: match self.line.guest_ack {
-                Some(acked) if self.line.guest_window == 0 => acked,
-                Some(_) | None => sent.next,
-            },
-            ack,
-            flags: tcp_flags::ACK,
-            window: sent.window(ack, (room, shift), limit),
-            timestamps: sent.last.timestamps.map(|value| stamped(value, now)),
-        };
-        let told = emit::tcp_bare(tx, self.path.wire, segment);
-        if told {
-            (sent.last.ack, sent.last.window) = (ack, segment.window);
-        }
-        told
-    }
-
-    /// The sequence number up to which the guest may send without being told by smoltcp.
-    fn acceptable(&self) -> u32 {
-        let (limit, _) = self.limit();
-        let room = self.line.sent.room;
-        if room.wrapping_sub(limit).cast_signed() < 0 {
-            room
-        } else {
-            limit
-        }
-    }
-
-    /// The sequence number up to which the guest may send, and the scale of the window.
-    pub(super) fn limit(&self) -> (u32, u32) {
-        let scales = self.line.options.window_scale.is_some();
-        let shift = if scales { RING_SCALE } else { 0 };
-        let segment = u32::from(self.path.mss()).next_multiple_of(1 << shift);
-        (self.extent.edge(self.line.next_in, segment), shift)
     }
 
     fn note_segment(&mut self, segment: &TcpSegment) {
@@ -462,46 +382,6 @@ impl Engine {
             *announced = agreed.to_be_bytes();
         }
         self.ingress(now, tx, &packet);
-    }
-
-    /// Some of a segment's payload is beyond the window that the guest was given. smoltcp 0.14 takes the
-    /// rest, and a FIN behind what it left out; without its FIN the segment is only one to be repeated.
-    fn is_beyond_window(&self, segment: &TcpSegment) -> bool {
-        let end = segment.seq.wrapping_add(length(segment.payload_len));
-        end.wrapping_sub(self.line.sent.edge).cast_signed() > 0
-    }
-
-    /// The window less one, if it is too small for a whole segment. An open one is not closed by that,
-    /// since nothing would probe it, nor made larger, since what goes beyond it is lost.
-    fn small_window(&self, segment: &TcpSegment) -> Option<u16> {
-        let bytes = u32::from(segment.window) << self.scale();
-        let small = bytes < u32::from(self.mss()) && !segment.has(tcp_flags::SYN);
-        (small && segment.window > 1).then(|| segment.window - 1)
-    }
-
-    fn only_fin_outstanding(&mut self) -> bool {
-        let socket = self.socket();
-        matches!(
-            socket.state(),
-            State::FinWait1 | State::Closing | State::LastAck
-        ) && socket.send_queue() == 0
-    }
-
-    /// Keeps three repetitions of an acknowledgement from being taken for a loss, by a window that
-    /// changes between `window` and one more. Two cases need that, for smoltcp 0.14:
-    ///
-    /// - Nothing but our FIN is outstanding: it stops its retransmission timer without sending, and the
-    ///   FIN, if it was lost, never goes out again. The window itself no longer matters.
-    /// - The window has no room for a whole segment: it retransmits one all the same, which the guest
-    ///   takes in part, and when the window next closes and opens, it waits for ever for an
-    ///   acknowledgement of the rest. The window is true within one unit.
-    fn vary_window(&mut self, packet: &mut [u8], window: u16) {
-        self.varied = !self.varied;
-        let window = window.saturating_add(u16::from(self.varied));
-        let header_len = header_of(packet);
-        if let Some(field) = packet.get_mut(header_len + 14..header_len + 16) {
-            field.copy_from_slice(&window.to_be_bytes());
-        }
     }
 
     /// Gives smoltcp a packet.

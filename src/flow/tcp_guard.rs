@@ -46,7 +46,7 @@ impl Engine {
     }
 
     /// The next sequence number of the guest's (`RCV.NXT`).
-    fn expected(&mut self) -> u32 {
+    pub(super) fn expected(&mut self) -> u32 {
         let socket = self.socket();
         let ended = matches!(
             socket.state(),

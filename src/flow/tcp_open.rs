@@ -11,6 +11,7 @@ use std::io::{self, ErrorKind};
 use smoltcp::socket::tcp::{RecvError, State};
 
 use super::tcp::{Progress, TIME_WAIT};
+use super::tcp_ahead::Way;
 use super::tcp_engine::{Engine, LastSent, Path};
 use super::tcp_pool::EnginePool;
 use super::tcp_rest::{Rest, Streams};
@@ -26,7 +27,7 @@ const ROUNDS: usize = 8;
 
 /// Bytes taken from the host's socket before they are sent on: little enough to be still in the
 /// nearest cache when they are copied out again.
-const CHUNK: usize = 128 * 1024;
+pub(super) const CHUNK: usize = 128 * 1024;
 
 /// Rings that hold no more than this are not exchanged for empty ones.
 const LITTLE: usize = 16 * 1024;
@@ -34,12 +35,12 @@ const LITTLE: usize = 16 * 1024;
 /// Two connections and what is known of each. The guest's has an engine while it moves, and only a
 /// line about it while it rests.
 pub(super) struct Open<S, E = Box<Engine>> {
-    engine: E,
-    socket: S,
-    readable: bool,
+    pub(super) engine: E,
+    pub(super) socket: S,
+    pub(super) readable: bool,
     writable: bool,
     /// The host's stream has ended: a short read does not mean that nothing is left.
-    hangup: bool,
+    pub(super) hangup: bool,
     /// The host's socket has told of an error.
     error: bool,
     /// The host's side spoke up after its end of stream: it may have been reset.
@@ -53,7 +54,7 @@ pub(super) struct Open<S, E = Box<Engine>> {
     /// The host's socket has told that it failed.
     host_failed: bool,
     /// The host has sent its end of stream.
-    host_ended: bool,
+    pub(super) host_ended: bool,
     /// The guest is still to be told of that.
     owes_end: bool,
     /// The guest has sent its end of stream, and it was passed on.
@@ -69,7 +70,7 @@ pub(super) struct Open<S, E = Box<Engine>> {
 }
 
 /// What ended one direction early.
-enum Failure {
+pub(super) enum Failure {
     /// The host's side failed: the guest gets a RST.
     Host,
     /// The guest's side failed: the host gets a RST.
@@ -247,6 +248,8 @@ impl<S: TcpSocket> Open<S> {
             && socket.send_queue() == 0
             && socket.recv_queue() == 0
             && !self.engine.owes()
+            && self.engine.ahead.is_settled()
+            && self.engine.is_known_already() == 0
             && self.engine.is_settled(now)
     }
 
@@ -283,7 +286,7 @@ impl<S: TcpSocket> Open<S> {
             return self.fail(&Failure::Guest, now, tx);
         }
         for _ in 0..ROUNDS {
-            let [to_host, to_guest] = match self.transfer() {
+            let [to_host, to_guest] = match self.transfer(now, tx) {
                 Ok(moved) => moved,
                 Err(failure) => return self.fail(&failure, now, tx),
             };
@@ -302,6 +305,9 @@ impl<S: TcpSocket> Open<S> {
                 return over;
             }
             if to_host + to_guest == 0 {
+                if !self.silent {
+                    self.engine.unstick(now, tx);
+                }
                 return Progress::Idle;
             }
         }
@@ -309,7 +315,7 @@ impl<S: TcpSocket> Open<S> {
     }
 
     /// Bytes that went each way.
-    fn transfer(&mut self) -> Result<[usize; 2], Failure> {
+    fn transfer(&mut self, now: Instant, tx: &mut TxBatch) -> Result<[usize; 2], Failure> {
         if self.guest_deadline.is_some() {
             match self.engine.socket().state() {
                 State::SynSent | State::SynReceived => return Ok([0; 2]),
@@ -331,7 +337,13 @@ impl<S: TcpSocket> Open<S> {
         self.wake();
         let to_host = self.carry_to_host()?;
         self.wake();
-        let moved = [to_host, self.carry_to_guest()?];
+        self.settle_ahead(now)?;
+        let to_guest = match self.engine.way() {
+            Way::Ahead if !self.host_ended => self.carry_ahead(now, tx)?,
+            Way::Wait if !self.host_ended => 0,
+            Way::Ring | Way::Ahead | Way::Wait => self.carry_to_guest()?,
+        };
+        let moved = [to_host, to_guest];
         if self.guest_reset || self.ended_too_soon() {
             return Err(Failure::Guest);
         }
@@ -479,7 +491,7 @@ impl<S: TcpSocket> Open<S> {
     }
 
     /// Host to guest: `recv` writes into the send ring in place.
-    fn carry_to_guest(&mut self) -> Result<usize, Failure> {
+    pub(super) fn carry_to_guest(&mut self) -> Result<usize, Failure> {
         let mut moved = 0;
         while self.readable && !self.host_ended && self.engine.can_send() {
             let socket = &mut self.socket;
@@ -499,6 +511,7 @@ impl<S: TcpSocket> Open<S> {
                 }
                 Ok(Ok((len, room))) => {
                     moved += len;
+                    self.engine.ahead.note_read(len);
                     // A short read found the end of what is there; the next edge tells of more.
                     self.readable = len == room || self.hangup;
                     break;
@@ -547,6 +560,7 @@ impl<S: TcpSocket> Open<S> {
             self.engine.poll_at(now)
         };
         let at = due.unwrap_or(now + TIME_WAIT).max(now);
-        self.guest_deadline.map_or(at, |deadline| at.min(deadline))
+        let others = [self.guest_deadline, self.engine.ahead.due()];
+        others.into_iter().flatten().fold(at, Instant::min)
     }
 }

@@ -10,7 +10,7 @@ use crate::net::{Duration, Instant};
 const ASK_AGAIN: Duration = Duration::from_secs(75);
 
 /// The longest that smoltcp 0.14 waits before it sends again.
-const MAX_RTO: Duration = Duration::from_secs(60);
+pub(super) const MAX_RTO: Duration = Duration::from_secs(60);
 /// Seconds; who has less to answer may be given up by a clock that runs ahead.
 const PATIENT: u32 = 300;
 
@@ -37,6 +37,7 @@ impl Engine {
     /// Sends what is outstanding again at the next opportunity.
     pub(super) const fn repeat(&mut self) {
         self.repeats = true;
+        self.ahead.seems_lost();
     }
 
     /// The time at which smoltcp sends next: that of its timer, where what is outstanding is to be sent again. That is no

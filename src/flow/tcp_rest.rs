@@ -79,6 +79,7 @@ impl Engine {
         line.given = 0;
         line.sent.next = line.sent.initial.wrapping_add(1);
         line.sent.skipped = 0;
+        line.sent.withheld = 0;
         line.furthest = line.next_in;
         Rest(line)
     }

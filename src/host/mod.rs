@@ -259,6 +259,31 @@ pub trait TcpSocket {
     /// `WouldBlock` when nothing is there; anything else ends the connection.
     fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize>;
 
+    /// Lets [`TcpSocket::peek`] begin at the next byte to be received.
+    ///
+    /// # Errors
+    /// When this stream can't be peeked at.
+    fn begin_peeking(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Copies what follows the bytes that were peeked at last; they stay to be received. 0 at the end of the
+    /// stream.
+    ///
+    /// # Errors
+    /// As [`TcpSocket::recv`].
+    fn peek(&mut self, _bytes: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Receives so many of the bytes that were peeked at, to nowhere.
+    ///
+    /// # Errors
+    /// When they are not there any more: the connection is gone.
+    fn discard(&mut self, _len: usize) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Tells the peer that no more data comes.
     ///
     /// # Errors

@@ -28,6 +28,41 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     Ok((unsafe { OwnedFd::from_raw_fd(number) }, peer))
 }
 
+/// Lets peeking at a stream begin at the next byte to be received; each look then goes on where the last one ended
+/// (socket(7), `SO_PEEK_OFF`; for TCP since Linux 6.9).
+///
+/// # Errors
+/// `EOPNOTSUPP` where the kernel is older.
+pub fn peek_from_next(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let zero: libc::c_int = 0;
+    // SAFETY: the pointer is to a live integer, of the size that is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const zero).cast(),
+            4,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Receives so many bytes of a stream to nowhere (tcp(7), `MSG_TRUNC`); gives how many there were.
+///
+/// # Errors
+/// `WouldBlock` when there are none, else what recv(2) reports.
+pub fn discard(socket: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with this flag TCP writes nothing to the buffer.
+    let discarded = unsafe { libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), len, flags) };
+    usize::try_from(discarded).map_err(|_| io::Error::last_os_error())
+}
+
 /// What a socket does about datagrams above a path's MTU (`IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathMtu {

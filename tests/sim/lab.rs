@@ -59,6 +59,11 @@ impl Lab {
         Self::begun(Sim::of(guest, 1, config, Faults::default()))
     }
 
+    /// A guest over a link of a certain kind.
+    pub(crate) fn over(kind: LinkKind, config: Config) -> Self {
+        Self::begun(Sim::over(kind, GUEST, 1, config, Faults::default()))
+    }
+
     /// A stack of several workers.
     pub(crate) fn shared(workers: usize, config: Config) -> Self {
         let guest = (LinkKind::default(), GUEST);

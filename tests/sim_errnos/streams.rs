@@ -122,6 +122,26 @@ fn connection_of_the_guest_that_the_host_ends_first() {
 }
 
 #[test]
+fn bulk_that_stays_with_the_host_until_the_guest_has_it() {
+    Script {
+        name: "bulk",
+        world: World::of_bulk,
+        live: |world| {
+            let opening = Opening::Out(ConnectAnswer::Accept);
+            let mut plan = plan(opening, When::OtherEnded, When::AllSent);
+            plan.host.total = 300_000;
+            plan.host.write.most = 100_000;
+            plan.guest.read.most = 100_000;
+            plan.guest_buffer = 128 * 1024;
+            plan.host_buffer = 1 << 20;
+            follow(world, plan);
+        },
+        calls: &[Call::BeginPeeking, Call::Peek, Call::Discard],
+    }
+    .fails_everywhere();
+}
+
+#[test]
 fn connection_that_is_half_closed_for_long() {
     Script {
         name: "half-closed",

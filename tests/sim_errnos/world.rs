@@ -5,6 +5,7 @@
 
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
+use tapgate::buf::TxCapabilities;
 use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::DatagramRole;
 use tapgate::host::simulated::{Call, ConnectAnswer, Fault, Inside, SocketId};
@@ -12,6 +13,7 @@ use tapgate::net::Duration;
 
 use crate::lab::{GATEWAY, Lab, addr, millis, secs};
 use crate::packets::{self, Ipv4};
+use crate::sim::LinkKind;
 
 pub(crate) const RESOLVER: &str = "192.0.2.53:53";
 pub(crate) const OTHER_RESOLVER: &str = "198.51.100.53:53";
@@ -40,13 +42,32 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let mut lab = Lab::with(Config::default());
+        Self::over(LinkKind::default(), HOST_BUFFER)
+    }
+
+    /// One whose link cuts segments up, and whose host holds much.
+    pub(crate) fn of_bulk() -> Self {
+        let capabilities = TxCapabilities {
+            checksum: true,
+            tso4: true,
+            tso6: true,
+            uso: true,
+        };
+        let kind = LinkKind {
+            capabilities,
+            ..LinkKind::default()
+        };
+        Self::over(kind, 1 << 20)
+    }
+
+    fn over(kind: LinkKind, host_buffer: usize) -> Self {
+        let mut lab = Lab::over(kind, Config::default());
         lab.0.net.answer_all(ConnectAnswer::Accept);
         lab.0
             .net
             .set_resolvers(&[addr(RESOLVER), addr(OTHER_RESOLVER)]);
         lab.0.net.set_inside(Inside::Ready);
-        lab.0.net.set_socket_buffer(HOST_BUFFER);
+        lab.0.net.set_socket_buffer(host_buffer);
         let handle = lab.0.connect("192.0.2.200:80");
         assert!(
             lab.0.run(secs(1), |sim| sim.socket(handle).state()

@@ -6,16 +6,17 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use socket2::Socket;
 
 use super::error_queue::{keep_errors, next_error};
 use super::marks::Told;
 use crate::host::{QueuedError, TcpSocket};
 use crate::net::Marks;
+use crate::sys::socket::{discard, peek_from_next};
 
 /// A TCP socket of the kernel.
 #[derive(Debug)]
@@ -174,6 +175,22 @@ impl TcpSocket for KernelTcp {
 
     fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         io::Read::read(&mut &self.socket, bytes)
+    }
+
+    fn begin_peeking(&mut self) -> io::Result<()> {
+        peek_from_next(self.socket.as_fd())
+    }
+
+    fn peek(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_PEEK)?)
+    }
+
+    fn discard(&mut self, len: usize) -> io::Result<()> {
+        match discard(self.socket.as_fd(), len)? {
+            discarded if discarded == len => Ok(()),
+            // Nobody else takes from the socket: it was emptied by the end of the connection.
+            _ => Err(io::ErrorKind::ConnectionReset.into()),
+        }
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {

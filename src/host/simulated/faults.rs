@@ -43,6 +43,12 @@ pub enum Call {
     Send,
     /// `TcpSocket::recv`: recv(2).
     Receive,
+    /// `TcpSocket::begin_peeking`: setsockopt(2).
+    BeginPeeking,
+    /// `TcpSocket::peek`: recv(2).
+    Peek,
+    /// `TcpSocket::discard`: recv(2).
+    Discard,
     /// `TcpSocket::shutdown_write`: shutdown(2).
     Shutdown,
     /// `Pipe::fill`: splice(2) from a connection.
@@ -103,6 +109,9 @@ const SEND: &[i32] = &[
     ENOBUFS, ENOMEM, ENOTCONN, ENOTSOCK, EOPNOTSUPP, EPIPE, EPERM, ETIMEDOUT, EHOSTUNREACH,
     ENETUNREACH, ENETDOWN,
 ];
+/// What setsockopt(2) reports.
+#[rustfmt::skip]
+const SET_OPTION: &[i32] = &[EBADF, EFAULT, EINVAL, ENOMEM, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP];
 /// What recv(2) reports for a connection.
 #[rustfmt::skip]
 const RECEIVE: &[i32] = &[
@@ -133,7 +142,7 @@ const RECEIVE_DATAGRAMS: &[i32] = &[
 
 impl Call {
     /// Every call.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Connect,
         Self::Listen,
         Self::Accept,
@@ -146,6 +155,9 @@ impl Call {
         Self::Outcome,
         Self::Send,
         Self::Receive,
+        Self::BeginPeeking,
+        Self::Peek,
+        Self::Discard,
         Self::Shutdown,
         Self::Fill,
         Self::Drain,
@@ -167,7 +179,8 @@ impl Call {
             Self::OpenPipe => PIPE,
             Self::Outcome => OUTCOME,
             Self::Send => SEND,
-            Self::Receive => RECEIVE,
+            Self::Receive | Self::Peek | Self::Discard => RECEIVE,
+            Self::BeginPeeking => SET_OPTION,
             Self::Shutdown => SHUTDOWN,
             Self::Fill | Self::Drain => SPLICE,
             Self::SendDatagram | Self::SendEcho => SEND_DATAGRAM,
@@ -211,6 +224,9 @@ impl Call {
             | Self::Outcome
             | Self::Send
             | Self::Receive
+            | Self::BeginPeeking
+            | Self::Peek
+            | Self::Discard
             | Self::Shutdown
             | Self::Fill
             | Self::Drain

@@ -60,6 +60,8 @@ pub(super) struct Connection {
     pub(super) outcome: Option<i32>,
     pub(super) to_server: VecDeque<u8>,
     pub(super) to_client: VecDeque<u8>,
+    /// How many of them were peeked at.
+    pub(super) peeked: usize,
     pub(super) client_shut: bool,
     pub(super) server_shut: bool,
     pub(super) reset_by_client: bool,
@@ -88,6 +90,7 @@ impl Connection {
             outcome: None,
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
+            peeked: 0,
             client_shut: false,
             server_shut: false,
             reset_by_client: false,

@@ -56,11 +56,26 @@ impl SimulatedTcp {
     }
 
     fn take(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let len = self.look(bytes, 0)?;
+        self.drop_received(len);
+        Ok(len)
+    }
+
+    /// Bytes leave the receive queue; who peeks goes on where it was (`sk_peek_offset_bwd`).
+    fn drop_received(&self, len: usize) {
+        self.with(|connection| {
+            connection.to_client.drain(..len);
+            connection.peeked = connection.peeked.saturating_sub(len);
+        });
+    }
+
+    /// Copies what there is from a place in the receive queue on.
+    fn look(&self, bytes: &mut [u8], from: usize) -> io::Result<usize> {
         self.with(|connection| {
             // As the kernel has it: what came before a RST can still be read, after a FIN the stream has
             // ended whatever follows (`SOCK_DONE` in tcp_recvmsg_locked, net/ipv4/tcp.c), and once an error
             // was told the stream looks ended, too (`RCV_SHUTDOWN` there).
-            if connection.to_client.is_empty() {
+            let Some(there) = connection.to_client.len().checked_sub(from + 1) else {
                 if connection.server_shut {
                     return Ok(0);
                 }
@@ -70,10 +85,10 @@ impl SimulatedTcp {
                 } else {
                     Err(io::ErrorKind::WouldBlock.into())
                 };
-            }
-            let len = bytes.len().min(connection.to_client.len());
-            for (target, byte) in bytes.iter_mut().zip(connection.to_client.drain(..len)) {
-                *target = byte;
+            };
+            let len = bytes.len().min(there + 1);
+            for (target, byte) in bytes.iter_mut().zip(connection.to_client.range(from..)) {
+                *target = *byte;
             }
             Ok(len)
         })
@@ -107,6 +122,28 @@ impl TcpSocket for SimulatedTcp {
     fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         self.may_fail(Call::Receive)?;
         self.take(bytes)
+    }
+
+    fn begin_peeking(&mut self) -> io::Result<()> {
+        self.may_fail(Call::BeginPeeking)?;
+        self.with(|connection| connection.peeked = 0);
+        Ok(())
+    }
+
+    fn peek(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.may_fail(Call::Peek)?;
+        let from = self.with(|connection| connection.peeked);
+        let len = self.look(bytes, from)?;
+        self.with(|connection| connection.peeked += len);
+        Ok(len)
+    }
+
+    fn discard(&mut self, len: usize) -> io::Result<()> {
+        self.may_fail(Call::Discard)?;
+        let peeked = self.with(|connection| connection.peeked);
+        assert!(len <= peeked, "{len} bytes of {peeked} that were peeked at");
+        self.drop_received(len);
+        Ok(())
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {

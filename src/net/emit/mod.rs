@@ -1,10 +1,11 @@
-//! Writes the frames that the gateway itself sends: ARP, ICMP, UDP, and a bare TCP segment.
+//! Writes the frames that the gateway itself sends: ARP, ICMP, UDP, and TCP segments past smoltcp.
 //!
 //! Comes in: a [`TxBatch`], both ends and the contents. Goes out: whole frames of either family with
-//! every checksum in place. Datagrams above the MTU are fragmented here. Segments of live TCP flows
-//! are written by smoltcp, see `flow/tcp_engine.rs`; [`icmp`] writes echo replies and errors.
+//! every checksum in place. Datagrams above the MTU are fragmented here. Most segments of live TCP flows
+//! are written by smoltcp, see `flow/tcp_engine.rs`, and the others in [`tcp`]; [`icmp`] writes echo replies and errors.
 
 pub mod icmp;
+pub mod tcp;
 pub mod udp;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,11 +13,12 @@ use std::net::{IpAddr, SocketAddr};
 use super::Wire;
 use super::checksum::Sum;
 use super::parse::Arp;
-use super::{IPV4_HEADER, IPV6_HEADER, Marks, PROTOCOL_TCP, TCP_HEADER};
+use super::{IPV4_HEADER, IPV6_HEADER, Marks};
 use crate::buf::{ETHERNET_HEADER, Offload, TxBatch};
 
 pub(super) use icmp::fill_icmpv6_checksum;
 pub use icmp::{EchoReply, IcmpError, echo_reply, icmp_error, quoted_echo, quoted_syn, quoted_udp};
+pub use tcp::{BareSegment, tcp_bare, tcp_filled};
 use udp::udp_header;
 pub use udp::{Datagram, MAX_TRAIN, MAX_TRAIN_DATAGRAMS, fits, udp, udp_train};
 
@@ -292,50 +294,6 @@ fn copy_range(target: &mut [u8], parts: [&[u8]; 2], offset: usize) {
     let start = offset.saturating_sub(first.len());
     let len = from_second.len();
     from_second.copy_from_slice(&second[start..start + len]);
-}
-
-/// A TCP segment without payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BareSegment {
-    /// Both ends.
-    pub ends: Ends,
-    /// Sequence number.
-    pub seq: u32,
-    /// Acknowledgement number.
-    pub ack: u32,
-    /// Flag bits.
-    pub flags: u8,
-    /// Window field.
-    pub window: u16,
-    /// The value of the timestamps option (RFC 7323 section 3), where the ends agreed on one.
-    pub timestamps: Option<[u8; 8]>,
-}
-
-/// Sends a TCP segment that belongs to no live flow: a RST, or the last ACK of a closed one.
-pub fn tcp_bare(tx: &mut TxBatch, wire: Wire, segment: BareSegment) -> bool {
-    /// Two no-operations, then the option (RFC 7323 appendix A).
-    const TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
-    let ends = segment.ends;
-    let (src, dst) = (ends.src.ip(), ends.dst.ip());
-    let header = Header::whole(src, dst, PROTOCOL_TCP);
-    let options = segment.timestamps.map_or(0, |value| 4 + value.len());
-    let words = if options > 0 { 8 } else { 5 };
-    push(tx, wire, header, TCP_HEADER + options, |packet| {
-        packet[..2].copy_from_slice(&ends.src.port().to_be_bytes());
-        packet[2..4].copy_from_slice(&ends.dst.port().to_be_bytes());
-        packet[4..8].copy_from_slice(&segment.seq.to_be_bytes());
-        packet[8..12].copy_from_slice(&segment.ack.to_be_bytes());
-        packet[12..14].copy_from_slice(&[words << 4, segment.flags]);
-        packet[14..16].copy_from_slice(&segment.window.to_be_bytes());
-        packet[16..].fill(0);
-        if let Some(value) = segment.timestamps {
-            packet[TCP_HEADER..][..4].copy_from_slice(&TIMESTAMPS);
-            packet[TCP_HEADER + 4..].copy_from_slice(&value);
-        }
-        let length = u16::try_from(packet.len()).unwrap_or(u16::MAX);
-        let sum = Sum::pseudo_header(src, dst, PROTOCOL_TCP, length).bytes(packet);
-        packet[16..18].copy_from_slice(&sum.finish().to_be_bytes());
-    })
 }
 
 #[cfg(test)]
