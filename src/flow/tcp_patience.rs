@@ -10,7 +10,7 @@ use crate::net::{Duration, Instant};
 const ASK_AGAIN: Duration = Duration::from_secs(75);
 
 /// The longest that smoltcp 0.14 waits before it sends again.
-pub(super) const MAX_RTO: Duration = Duration::from_secs(60);
+const MAX_RTO: Duration = Duration::from_secs(60);
 /// Seconds; who has less to answer may be given up by a clock that runs ahead.
 const PATIENT: u32 = 300;
 

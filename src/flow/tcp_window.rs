@@ -10,7 +10,6 @@ use smoltcp::wire::TcpControl;
 use super::tcp_device::stamped;
 use super::tcp_direct::{FLAGS, header_of, set_length};
 use super::tcp_engine::{Engine, RING, RING_SCALE, length};
-use super::tcp_patience::MAX_RTO;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
 use crate::net::parse::{TcpSegment, tcp_flags};
@@ -168,8 +167,7 @@ impl Engine {
                 | State::Closing
                 | State::LastAck
         );
-        let waits = |at: Instant| at > now + MAX_RTO;
-        sends && socket.send_queue() > 0 && self.poll_at(now).is_none_or(waits)
+        sends && socket.send_queue() > 0 && self.is_settled(now)
     }
 
     /// Has smoltcp send again, if it is stuck, what the guest has not acknowledged, or probe its window: by three

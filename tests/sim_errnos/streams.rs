@@ -131,6 +131,7 @@ fn bulk_that_stays_with_the_host_until_the_guest_has_it() {
             let mut plan = plan(opening, When::OtherEnded, When::AllSent);
             plan.host.total = 300_000;
             plan.host.write.most = 100_000;
+            plan.host.write.every = Duration::from_millis(5);
             plan.guest.read.most = 100_000;
             plan.guest_buffer = 128 * 1024;
             plan.host_buffer = 1 << 20;
