@@ -39,7 +39,15 @@ fn soak_of_some_seconds_has_no_error() {
     let finished = Running::start(&mut command).finish(LIMIT);
     assert!(finished.status.success(), "{}", finished.stderr);
     let taken: Value = serde_json::from_str(&fs::read_to_string(&data).unwrap()).unwrap();
-    for count in ["connections", "queries", "datagrams", "forwards", "bytes"] {
+    let counts = [
+        "connections",
+        "queries",
+        "datagrams",
+        "forwards",
+        "bytes_up",
+        "bytes_down",
+    ];
+    for count in counts {
         assert!(
             taken["counts"][count].as_u64() > Some(0),
             "{count}: {taken}"
