@@ -30,7 +30,7 @@ pub mod udp;
 
 use crate::buf::TxBatch;
 use crate::host::Host;
-use crate::net::Instant;
+use crate::net::{DropReason, Instant};
 use named_stream::Stream;
 
 /// What every step of a turn needs: the time, the host, and room for frames to the guest.
@@ -41,6 +41,17 @@ pub struct Turn<'a, H> {
     pub host: &'a mut H,
     /// Frames on their way to the guest.
     pub tx: &'a mut TxBatch,
+}
+
+/// What became of a segment of a flow's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// What it says is passed on.
+    Forwarded,
+    /// It was answered, or noted.
+    Answered,
+    /// It changed nothing.
+    Dropped(DropReason),
 }
 
 /// A conversation of any kind.

@@ -7,6 +7,7 @@
 
 use std::io::{self, ErrorKind};
 
+use super::Fate;
 use super::tcp_engine::{Engine, LastSent, Path, Syn};
 use super::tcp_open::Open;
 use super::tcp_patience::seconds;
@@ -16,7 +17,7 @@ use crate::buf::TxBatch;
 use crate::host::{Event, QueuedError, TcpSocket};
 use crate::net::emit::{self, BareSegment, Ends};
 use crate::net::parse::{self, TcpSegment, tcp_flags};
-use crate::net::{Duration, Instant, Wire};
+use crate::net::{DropReason, Duration, Instant, Wire};
 
 /// How long the end of a connection is remembered, to answer a repeated FIN.
 pub(super) const TIME_WAIT: Duration = Duration::from_secs(10);
@@ -182,20 +183,21 @@ impl<S: TcpSocket> TcpFlow<S> {
         Connected::Yes
     }
 
-    /// A segment of this flow came from the guest; `packet` is its whole IP packet. True when the
-    /// flow wants to be pumped, false when nothing changed.
+    /// A segment of this flow came from the guest; `packet` is its whole IP packet. Gives what became of it, and whether
+    /// the flow wants to be pumped.
     pub fn segment(
         &mut self,
         now: Instant,
         (tx, pool): (&mut TxBatch, &mut EnginePool),
         segment: &TcpSegment,
         packet: &[u8],
-    ) -> bool {
+    ) -> (Fate, bool) {
+        const UNACCEPTABLE: Fate = Fate::Dropped(DropReason::TcpUnacceptable);
         self.wake(now, pool);
         match &mut self.state {
             Phase::Open(open) => {
-                open.segment(now, tx, segment, packet);
-                true
+                let fate = open.segment(now, tx, segment, packet);
+                (fate, true)
             }
             // No memory. A RST takes none, and is not repeated; anything else the guest will send again.
             Phase::Resting(open) => {
@@ -204,16 +206,20 @@ impl<S: TcpSocket> TcpFlow<S> {
                     && let Phase::Resting(open) = std::mem::replace(&mut self.state, Phase::Gone)
                 {
                     open.reset();
+                    return (Fate::Forwarded, true);
                 }
-                ends
+                (Fate::Dropped(DropReason::TcpNoMemory), false)
             }
             // The guest gave up or started over while the host connects.
             Phase::Connecting { syn, .. } => {
                 if segment.has(tcp_flags::RST) && segment.seq == syn.seq.wrapping_add(1) {
                     self.state = Phase::Gone;
-                    return true;
+                    return (Fate::Forwarded, true);
                 }
-                if segment.is_connect() && segment.seq != syn.seq {
+                if !segment.is_connect() {
+                    return (UNACCEPTABLE, false);
+                }
+                if segment.seq != syn.seq {
                     *syn = Syn {
                         seq: segment.seq,
                         window: segment.window,
@@ -221,24 +227,24 @@ impl<S: TcpSocket> TcpFlow<S> {
                         options: parse::syn_options(segment.bytes(packet)),
                     };
                 }
-                false
+                (Fate::Answered, false)
             }
             Phase::TimeWait(last) => {
                 if segment.has(tcp_flags::RST) {
                     // RFC 1337: an old or made up one ends nothing.
-                    let counts = segment.seq == last.ack;
-                    if counts {
-                        self.state = Phase::Gone;
+                    if segment.seq != last.ack {
+                        return (UNACCEPTABLE, false);
                     }
-                    return counts;
+                    self.state = Phase::Gone;
+                    return (Fate::Answered, true);
                 }
                 if segment.payload_len > 0 || segment.has(tcp_flags::FIN | tcp_flags::SYN) {
                     let last = *last;
                     self.acknowledge(tx, last);
                 }
-                false
+                (Fate::Answered, false)
             }
-            Phase::Gone => true,
+            Phase::Gone => (UNACCEPTABLE, true),
         }
     }
 

@@ -10,6 +10,7 @@ use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{ConnectError, ListenError, SendError, Socket, SocketBuffer, State};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
+use super::Fate;
 use super::tcp_ahead::Ahead;
 use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option};
 use super::tcp_direct::FLAGS;
@@ -293,9 +294,16 @@ impl Engine {
     }
 
     /// Takes one segment of this connection from the guest; `packet` is its whole IP packet.
-    pub fn segment(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment, packet: &[u8]) {
-        if !self.admits(now, tx, segment) {
-            return;
+    pub fn segment(
+        &mut self,
+        now: Instant,
+        tx: &mut TxBatch,
+        segment: &TcpSegment,
+        packet: &[u8],
+    ) -> Fate {
+        let fate = self.admit(now, tx, segment);
+        if fate != Fate::Forwarded {
+            return fate;
         }
         let header = packet.len() - segment.payload_len - segment.header_len;
         // What fills a segment is part of more, whose sender is waiting for room.
@@ -303,17 +311,19 @@ impl Engine {
         let delay = if short { ACK_DELAY } else { Duration::ZERO };
         self.socket().set_ack_delay(Some(delay));
         if segment.has(tcp_flags::SYN) && self.socket().state() == State::SynSent {
-            return self.syn_ack(now, tx, (packet, header), segment);
+            self.syn_ack(now, tx, (packet, header), segment);
+            return fate;
         }
         if segment.payload_len > 0
             && let Some((cut, segment)) = self.cut(segment, packet, header)
         {
-            self.segment(now, tx, &segment, &cut);
-            // Nothing is left where it probed the window: an answer says how large that is.
-            if segment.payload_len == 0 {
-                self.announce(now, tx, self.line.sent.last.ack);
+            let fate = self.segment(now, tx, &segment, &cut);
+            if segment.payload_len > 0 {
+                return fate;
             }
-            return;
+            // Nothing is left where it probed the window: an answer says how large that is.
+            self.announce(now, tx, self.line.sent.last.ack);
+            return Fate::Answered;
         }
         let options = header..header + segment.header_len;
         self.note_ahead(now, segment, &packet[options]);
@@ -321,7 +331,8 @@ impl Engine {
         if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
             let mut without = packet.to_vec();
             without[header + FLAGS] &= !tcp_flags::FIN;
-            return self.ingress(now, tx, &without);
+            self.ingress(now, tx, &without);
+            return fate;
         }
         let window = if self.only_fin_outstanding() {
             Some(1)
@@ -337,6 +348,7 @@ impl Engine {
             }
             _ => self.ingress(now, tx, packet),
         }
+        fate
     }
 
     /// Who speaks with whom, seen from the guest.

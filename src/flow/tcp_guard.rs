@@ -1,6 +1,6 @@
 //! What stands before smoltcp: segments that somebody else may have made up (RFC 5961).
 //!
-//! Comes in: a segment for a connection that is open. Goes out: whether smoltcp is to see it, or an
+//! Comes in: a segment for a connection that is open. Goes out: its fate, forwarded where smoltcp is to see it; or an
 //! acknowledgement that challenges its sender. A RST counts at the very byte that is expected next, a SYN
 //! never, an acknowledgement of what was not sent neither; smoltcp 0.14 takes a RST anywhere in the window,
 //! does not answer a SYN at all, and takes what waits to be sent for sent. Who is really there answers a
@@ -8,10 +8,11 @@
 
 use smoltcp::socket::tcp::State;
 
+use super::Fate;
 use super::tcp_engine::{Engine, length};
 use crate::buf::TxBatch;
 use crate::net::parse::{TcpSegment, tcp_flags};
-use crate::net::{Duration, Instant};
+use crate::net::{DropReason, Duration, Instant};
 
 /// A hundred challenges a second at most (RFC 5961 section 7). Each connection has its own: a count for
 /// all would tell a stranger about the connections of others.
@@ -30,18 +31,16 @@ enum Worth {
 
 impl Engine {
     /// Whether a segment is to be taken. Who sent one that is doubtful is challenged.
-    pub(super) fn admits(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment) -> bool {
+    pub(super) fn admit(&mut self, now: Instant, tx: &mut TxBatch, segment: &TcpSegment) -> Fate {
         let expected = self.expected();
         match self.worth(segment, expected) {
-            Worth::Real => true,
-            Worth::Doubtful => {
-                if self.challenge_at.is_none_or(|at| now >= at) {
-                    self.challenge_at = Some(now + CHALLENGE_INTERVAL);
-                    self.announce(now, tx, expected);
-                }
-                false
+            Worth::Real => Fate::Forwarded,
+            Worth::Doubtful if self.challenge_at.is_none_or(|at| now >= at) => {
+                self.challenge_at = Some(now + CHALLENGE_INTERVAL);
+                self.announce(now, tx, expected);
+                Fate::Answered
             }
-            Worth::Nothing => false,
+            Worth::Doubtful | Worth::Nothing => Fate::Dropped(DropReason::TcpUnacceptable),
         }
     }
 

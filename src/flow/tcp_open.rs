@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind};
 
 use smoltcp::socket::tcp::{RecvError, State};
 
+use super::Fate;
 use super::tcp::{Progress, TIME_WAIT};
 use super::tcp_ahead::Way;
 use super::tcp_engine::{Engine, LastSent, Path};
@@ -371,7 +372,7 @@ impl<S: TcpSocket> Open<S> {
         tx: &mut TxBatch,
         segment: &TcpSegment,
         packet: &[u8],
-    ) {
+    ) -> Fate {
         self.silent = false;
         if segment.tos != self.tos {
             self.tos = segment.tos;
@@ -383,15 +384,17 @@ impl<S: TcpSocket> Open<S> {
             self.engine.socket().state(),
             State::Closing | State::LastAck | State::TimeWait | State::Closed
         );
-        match self.pass_directly(segment, packet) {
+        let fate = match self.pass_directly(segment, packet) {
             0 => self.engine.segment(now, tx, segment, packet),
             taken => {
                 let whole = (segment, packet);
                 self.engine.segment_behind(now, tx, whole, taken);
+                Fate::Forwarded
             }
-        }
+        };
         let closed = matches!(self.engine.socket().state(), State::Closed | State::Listen);
         self.guest_reset |= closed && !ending && segment.has(tcp_flags::RST);
+        fate
     }
 
     /// Lets the host's socket have a segment's payload at once, if it may; gives how much it took.

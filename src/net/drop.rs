@@ -58,6 +58,11 @@ reasons! {
     DhcpIgnored,
     /// A TCP segment of no flow, to which no RST is due.
     TcpNoFlow,
+    /// A TCP segment of a flow that nobody sends who is there: a RST or a SYN that does not count (RFC 5961, RFC 1337),
+    /// or what comes before there is a connection.
+    TcpUnacceptable,
+    /// A TCP segment of a flow for which no memory is to be had; the guest sends it again.
+    TcpNoMemory,
     /// A DNS query too short to have a header, or an answer sent to the resolver.
     DnsMalformed,
     /// The host's socket took no more datagrams.

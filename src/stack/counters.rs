@@ -3,6 +3,7 @@
 //! Frames in = answered + forwarded + dropped, by reason, + handed to another worker: [`Counters::check`]
 //! holds it in every simulated test. Datagrams of reassembly that time out later are counted apart.
 
+use crate::flow::Fate;
 use crate::net::DropReason;
 
 use super::share::Whose;
@@ -18,6 +19,16 @@ pub enum Disposition {
     Dropped(DropReason),
     /// It is another worker's.
     Elsewhere(Whose),
+}
+
+impl From<Fate> for Disposition {
+    fn from(fate: Fate) -> Self {
+        match fate {
+            Fate::Forwarded => Self::Forwarded,
+            Fate::Answered => Self::Answered,
+            Fate::Dropped(reason) => Self::Dropped(reason),
+        }
+    }
 }
 
 /// Counters of a stack.

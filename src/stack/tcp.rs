@@ -113,11 +113,11 @@ impl<H: Host> Stack<H> {
         {
             if !flow.gives_way_to(segment) {
                 let tx = (&mut *turn.tx, &mut self.engines);
-                let pump = flow.segment(turn.now, tx, segment, &plain(ip));
+                let (fate, pump) = flow.segment(turn.now, tx, segment, &plain(ip));
                 if pump {
                     self.make_ready(token);
                 }
-                return Disposition::Forwarded;
+                return fate.into();
             }
             self.table.remove(token);
         }

@@ -134,10 +134,12 @@ fn row_18_reset_without_memory() {
 #[test]
 fn row_18_rst_storm() {
     let total = count(2_000, 100_000) / LIVES.len();
+    let sent = ((total / 2).div_ceil(BURST) * BURST) as u64;
     for life in LIVES {
         let mut random = Random::new(18);
         let (mut rig, mut peer, id) = connection(life);
         // Outside the window, behind and before it: nothing is said.
+        let dropped = rig.dropped(DropReason::TcpUnacceptable);
         let (came, _) = storm(&mut rig, &peer, total / 2, || {
             let far = 0x0010_0000 + random.long() % 0x7fff_0000;
             let behind = 1 + random.long() % 0x7fff_0000;
@@ -150,8 +152,11 @@ fn row_18_rst_storm() {
             peer.with(RST | ack, &[], |it| it.seq = it.seq.wrapping_add(ahead))
         });
         assert_eq!(came, [], "{life:?}");
+        let fewer = rig.dropped(DropReason::TcpUnacceptable) - dropped;
+        assert_eq!(fewer, sent, "each is counted as dropped");
         lives_on(&mut rig, &mut peer, (id, life));
         // Inside, but not the one that is expected: who is there is asked, now and then.
+        let dropped = rig.dropped(DropReason::TcpUnacceptable);
         let (came, seconds) = storm(&mut rig, &peer, total / 2, || {
             let ahead = 1 + random.long() % 16_000;
             peer.with(RST, &[], |it| it.seq = it.seq.wrapping_add(ahead))
@@ -163,6 +168,8 @@ fn row_18_rst_storm() {
             "{}",
             came.len()
         );
+        let fewer = rig.dropped(DropReason::TcpUnacceptable) - dropped;
+        assert_eq!(fewer + came.len() as u64, sent, "or as answered");
         lives_on(&mut rig, &mut peer, (id, life));
         // Who is there has an answer.
         rig.frame(&peer.rst());
