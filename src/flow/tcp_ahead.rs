@@ -252,6 +252,12 @@ impl Engine {
         };
     }
 
+    /// The guest has acknowledged what went past smoltcp, seemed lost, and was not received from the host anew yet.
+    pub(super) fn has_more_than_taken(&self) -> bool {
+        let more = |acked: u32| acked.wrapping_sub(self.taken()).cast_signed() > 0;
+        self.line.guest_ack.is_some_and(more)
+    }
+
     /// How much the guest has of what is to be received from the host once more: it had seemed lost.
     pub(super) fn is_known_already(&mut self) -> u32 {
         let (acked, taken) = (self.line.guest_ack, self.taken());

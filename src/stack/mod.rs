@@ -216,6 +216,8 @@ impl<H: Host> Stack<H> {
     /// not finish: the batch was full, or a budget used up.
     pub fn poll_transmit(&mut self, turn: &mut Turn<'_, H>) -> bool {
         self.send_train(turn);
+        // Whose turn it is may have to pause.
+        self.deliver_inbox(turn);
         for _ in 0..self.ready.len() {
             let Some(token) = self.ready.pop_front() else {
                 break;
