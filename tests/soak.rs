@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use support::benches::{LOAD, bench};
+use support::benches::{LOAD, bench, root};
 use support::process::{Running, run};
 
 /// A run that takes longer is stuck; it takes some seconds.
@@ -56,6 +56,19 @@ fn soak_of_some_seconds_has_no_error() {
     assert!(!taken["samples"].as_array().unwrap().is_empty());
     let picture = fs::read_to_string(data.with_extension("svg")).unwrap();
     assert!(picture.contains("99 of 100"), "{picture}");
+}
+
+/// What stands in the repository passed, and its picture is what its data make.
+#[test]
+fn the_soak_in_the_repository_passed() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("soak.json");
+    fs::copy(root().join("doc/soak.json"), &data).unwrap();
+    let judged = run(&mut bench("soak", &["--judge", data.to_str().unwrap()]));
+    assert!(judged.status.success(), "{judged:?}");
+    let picture = fs::read_to_string(data.with_extension("svg")).unwrap();
+    let stored = fs::read_to_string(root().join("doc/soak.svg")).unwrap();
+    assert_eq!(picture, stored);
 }
 
 /// A leak and a stall are found, and a machine's noise is not.
