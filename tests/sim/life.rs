@@ -17,8 +17,9 @@ use crate::actor::{Actor, GuestEnd, HostEnd};
 use crate::plan::{End, Opening, Plan};
 use crate::sim::{Faults, Random, Sim};
 
-/// Longer than any wait of the stack's: keep-alive and silence of a guest that is gone.
-const LONGEST: Duration = Duration::from_secs(4 * 3600);
+/// Longer than the slowest life (88 bytes a segment, one in ten lost) and then any wait of the stack's: keep-alive and silence of a guest
+/// that is gone.
+const LONGEST: Duration = Duration::from_secs(8 * 3600);
 
 /// A host whose calls fail is well again after this time.
 const FAULTS_LAST: Duration = Duration::from_secs(300);
