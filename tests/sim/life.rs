@@ -17,8 +17,8 @@ use crate::actor::{Actor, GuestEnd, HostEnd};
 use crate::plan::{End, Opening, Plan};
 use crate::sim::{Faults, Random, Sim};
 
-/// Longer than the slowest life (88 bytes a segment, one in ten lost) and then any wait of the stack's: keep-alive and silence of a guest
-/// that is gone.
+/// Longer than the slowest life (88 bytes a segment, one in ten lost) and then any wait of the stack's: keep-alive and
+/// silence of a guest that is gone.
 const LONGEST: Duration = Duration::from_secs(8 * 3600);
 
 /// A host whose calls fail is well again after this time.
