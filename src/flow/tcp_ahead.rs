@@ -252,20 +252,19 @@ impl Engine {
         };
     }
 
-    /// The guest has acknowledged what went past smoltcp, seemed lost, and was not received from the host anew yet.
-    pub(super) fn has_more_than_taken(&self) -> bool {
-        let more = |acked: u32| acked.wrapping_sub(self.taken()).cast_signed() > 0;
-        self.line.guest_ack.is_some_and(more)
+    /// How much the guest has acknowledged of what went past smoltcp, seemed lost, and was not received from the host
+    /// anew yet.
+    pub(super) fn beyond_taken(&self) -> i32 {
+        let more = |acked: u32| acked.wrapping_sub(self.taken()).cast_signed().max(0);
+        self.line.guest_ack.map_or(0, more)
     }
 
     /// How much the guest has of what is to be received from the host once more: it had seemed lost.
     pub(super) fn is_known_already(&mut self) -> u32 {
-        let (acked, taken) = (self.line.guest_ack, self.taken());
-        let more = acked.map_or(0, |acked| acked.wrapping_sub(taken));
-        let sent = self.line.sent.next.wrapping_sub(taken);
+        let sent = self.line.sent.next.wrapping_sub(self.taken());
         let drained = self.is_open_to_guest() && self.socket().send_queue() == 0;
         // Nobody has what was never sent.
-        let known = more.cast_signed().min(sent.cast_signed()).max(0);
+        let known = self.beyond_taken().min(sent.cast_signed()).max(0);
         if drained { known.cast_unsigned() } else { 0 }
     }
 

@@ -126,7 +126,7 @@ impl Engine {
         /// Packets up to this size are translated without asking for memory.
         const USUAL: usize = 2048;
         let (skipped, withheld) = (self.line.sent.skipped, self.line.sent.withheld);
-        if skipped == 0 && withheld == 0 && !self.has_more_than_taken() {
+        if skipped == 0 && withheld == 0 && self.beyond_taken() == 0 {
             return self.hear(now, tx, packet);
         }
         let mut translated = std::mem::take(&mut self.translated);
