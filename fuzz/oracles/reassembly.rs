@@ -231,12 +231,12 @@ fn expire(reassembly: &mut Reassembly, models: &mut BTreeMap<(bool, u8), Model>,
     while let Some(expired) = reassembly.expire(now) {
         let six = matches!(expired.src, IpAddr::V6(_));
         let beginning = expired.beginning.map_or(0, |bytes| bytes.len());
-        let header = if six { 40..=48 } else { 20..=20 };
+        let header = if six { 48 } else { 20 };
         let place = gone.iter().position(|(of, first)| {
             *of == six
                 && match *first {
                     0 => beginning == 0,
-                    first => beginning > first && header.contains(&(beginning - first)),
+                    first => beginning == header + first,
                 }
         });
         let place = place.unwrap_or_else(|| unreachable!("{beginning} of {gone:?}"));
