@@ -24,6 +24,7 @@ mod tcp_open_ahead;
 mod tcp_patience;
 pub mod tcp_pool;
 mod tcp_rest;
+mod tcp_shorten;
 mod tcp_window;
 mod tcp_written;
 pub mod udp;

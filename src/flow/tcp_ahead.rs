@@ -141,9 +141,7 @@ impl Engine {
     /// Bytes that may be sent at once: up to the largest packet, in whole segments, within the guest's window. None
     /// where not even one segment is.
     pub(super) fn room_ahead(&self) -> Option<usize> {
-        let edge = self.line.guest_ack?;
-        let edge = edge.wrapping_add(u32::from(self.line.guest_window) << self.scale());
-        let left = edge.wrapping_sub(self.taken()).cast_signed();
+        let left = self.reach()?.wrapping_sub(self.taken()).cast_signed();
         let left = usize::try_from(left).unwrap_or(0);
         let segment = usize::from(self.segment_ahead()?.get());
         let ip = if self.path.ipv6 { 40 } else { 20 };

@@ -10,6 +10,7 @@ use smoltcp::phy::{
     TxToken,
 };
 
+use super::tcp_shorten::shorten;
 use crate::buf::{
     Cut, ETHERNET_HEADER, Offload, PartialChecksum, Segmentation, TxBatch, TxCapabilities,
 };
@@ -87,6 +88,8 @@ pub(super) struct Sent {
     pub(super) skipped: u32,
     /// Bytes of ours that smoltcp has not heard of; wraps.
     pub(super) withheld: u32,
+    /// Behind the furthest that smoltcp takes for sent, which may have been shortened; without `withheld`.
+    pub(super) claimed: u32,
 }
 
 impl Sent {
@@ -187,6 +190,8 @@ pub(super) struct OnePacket<'a> {
     pub(super) sent: &'a mut Sent,
     /// The sequence number up to which the guest may send, and the scale of the window that says so.
     pub(super) limit: (u32, u32),
+    /// The sequence number up to which we may send, if the guest has said so.
+    pub(super) reach: Option<u32>,
 }
 
 impl OnePacket<'_> {
@@ -198,6 +203,7 @@ impl OnePacket<'_> {
             now: self.now,
             sent: self.sent,
             limit: self.limit,
+            reach: self.reach,
             segment: None,
         }
     }
@@ -246,6 +252,7 @@ pub(super) struct Transmit<'a> {
     now: Instant,
     sent: &'a mut Sent,
     limit: (u32, u32),
+    reach: Option<u32>,
     segment: Option<NonZeroU16>,
 }
 
@@ -258,19 +265,24 @@ impl TxToken for Transmit<'_> {
             now,
             sent,
             limit,
+            reach,
             segment,
         } = self;
         let mut write = Some(f);
         let mut result = None;
-        tx.push(path.wire.link, ETHERNET_HEADER + len, |frame| {
-            // `push` calls this at most once, so the closure is there.
+        tx.push_some(path.wire.link, ETHERNET_HEADER + len, |frame| {
+            // `push_some` calls this at most once, so the closure is there.
             if let Some(write) = write.take() {
                 let packet = emit::ethernet_ip(frame, path.wire, path.ipv6);
                 result = Some(write(packet));
             }
             let start = ETHERNET_HEADER + usize::from(path.header_len());
+            let reach = reach.map(|reach| reach.wrapping_sub(sent.withheld));
+            let len = shorten(frame, start, reach, &mut sent.claimed);
+            let frame = &mut frame[..len];
             announce(&mut frame[start..], sent, limit);
-            (finish(frame, path, (segment, mss), now, sent), ())
+            let offload = finish(frame, path, (segment, mss), now, sent);
+            (Some((len, offload)), ())
         });
         // No room: the frame is lost as on any link, but the closure must have its bytes.
         match (result, write) {
@@ -316,6 +328,8 @@ fn finish(
     let too_long = ipv6 && tcp.len() - tcp_header > room;
     let whole = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
     let segment = segment.or_else(|| NonZeroU16::new(whole(room)).filter(|_| too_long));
+    // It may have been shortened since.
+    let segment = segment.filter(|size| tcp.len() - tcp_header > usize::from(size.get()));
     let length = whole(tcp.len());
     let pseudo = pseudo_header(&frame[ETHERNET_HEADER..], ipv6, length).fold();
     frame[start + 16..start + 18].copy_from_slice(&pseudo.to_be_bytes());
@@ -339,10 +353,9 @@ fn finish(
 /// Writes the window into a TCP segment that the guest may fill, and takes note of what is sent.
 fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
     let [.., high, low] = tcp[..16] else { return };
-    let word = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
     let (flags, field) = (tcp[13], u16::from_be_bytes([high, low]));
-    let seq = word(4).wrapping_add(sent.withheld);
-    let ack = word(8).wrapping_add(sent.skipped);
+    let seq = word(tcp, 4).wrapping_add(sent.withheld);
+    let ack = word(tcp, 8).wrapping_add(sent.skipped);
     let controls = flags & (tcp_flags::SYN | tcp_flags::FIN);
     let header = usize::from(tcp[12] >> 4) * 4;
     let payload = tcp.len() - header;
@@ -381,15 +394,17 @@ fn amend(header: &mut [u8], path: &Path, now: Instant) -> LastSent {
         value[..4].copy_from_slice(&[a, b, c, d]);
         *value
     });
-    let word = |at: usize| {
-        u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-    };
     LastSent {
-        seq: word(4),
-        ack: word(8),
+        seq: word(header, 4),
+        ack: word(header, 8),
         window: u16::from_be_bytes([header[14], header[15]]),
         timestamps,
     }
+}
+
+/// The number at a place in a TCP header.
+pub(super) fn word(tcp: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]])
 }
 
 /// Moves the blocks that a header says were received out of order (RFC 2018 section 3).

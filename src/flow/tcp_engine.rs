@@ -171,6 +171,12 @@ impl Engine {
         self.line.options.mss.unwrap_or(self.path.mss())
     }
 
+    /// The sequence number up to which the guest lets us send, once it has said so.
+    pub(super) fn reach(&self) -> Option<u32> {
+        let window = u32::from(self.line.guest_window) << self.scale();
+        self.line.guest_ack.map(|acked| acked.wrapping_add(window))
+    }
+
     /// The host has taken payload of the guest's.
     pub(super) fn note_taken(&mut self, bytes: usize) {
         self.line.next_in = self.line.next_in.wrapping_add(length(bytes));
@@ -398,7 +404,7 @@ impl Engine {
 
     /// Gives smoltcp a packet.
     pub(super) fn hear(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
-        let (mss, limit) = (self.mss(), self.limit());
+        let (mss, limit, reach) = (self.mss(), self.limit(), self.reach());
         let mut device = OnePacket {
             packet: Some(packet),
             bulk: false,
@@ -408,6 +414,7 @@ impl Engine {
             now,
             sent: &mut self.line.sent,
             limit,
+            reach,
         };
         self.interface
             .poll_ingress_single(now, &mut device, &mut self.sockets);
@@ -416,7 +423,7 @@ impl Engine {
     /// Sends what is due, until nothing is or the batch is full; true when the batch stopped it.
     /// `bulk` off lets a last segment (a RST) into the reserve for control frames.
     pub fn egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {
-        let (mss, limit) = (self.mss(), self.limit());
+        let (mss, limit, reach) = (self.mss(), self.limit(), self.reach());
         let mut at = self.sends_at(now);
         loop {
             let mut device = OnePacket {
@@ -428,6 +435,7 @@ impl Engine {
                 now,
                 sent: &mut self.line.sent,
                 limit,
+                reach,
             };
             let sent = self
                 .interface
