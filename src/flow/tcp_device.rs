@@ -88,8 +88,6 @@ pub(super) struct Sent {
     pub(super) skipped: u32,
     /// Bytes of ours that smoltcp has not heard of; wraps.
     pub(super) withheld: u32,
-    /// Behind the furthest that smoltcp takes for sent, which may have been shortened; without `withheld`.
-    pub(super) claimed: u32,
 }
 
 impl Sent {
@@ -278,7 +276,7 @@ impl TxToken for Transmit<'_> {
             }
             let start = ETHERNET_HEADER + usize::from(path.header_len());
             let reach = reach.map(|reach| reach.wrapping_sub(sent.withheld));
-            let len = shorten(frame, start, reach, &mut sent.claimed);
+            let len = shorten(frame, start, reach);
             let frame = &mut frame[..len];
             announce(&mut frame[start..], sent, limit);
             let offload = finish(frame, path, (segment, mss), now, sent);
