@@ -78,8 +78,8 @@ pub(super) struct Line {
     pub(super) guest_ack: Option<u32>,
     /// The window that came with it, scaled.
     pub(super) guest_window: u16,
-    /// The sequence number up to which the guest has let us send last, not by a SYN.
-    pub(super) reach: Option<u32>,
+    /// It came in a segment that is no SYN: nothing of it was lost by scaling.
+    pub(super) window_is_exact: bool,
 }
 
 /// A TCP endpoint towards the guest.
@@ -174,8 +174,10 @@ impl Engine {
     }
 
     /// The sequence number up to which the guest lets us send, once it has said so by a window that is scaled.
-    pub(super) const fn reach(&self) -> Option<u32> {
-        self.line.reach
+    pub(super) fn reach(&self) -> Option<u32> {
+        let window = u32::from(self.line.guest_window) << self.scale();
+        let acked = self.line.guest_ack.filter(|_| self.line.window_is_exact);
+        acked.map(|acked| acked.wrapping_add(window))
     }
 
     /// The host has taken payload of the guest's.
@@ -371,8 +373,7 @@ impl Engine {
         if segment.has(tcp_flags::ACK) && self.line.guest_ack.is_none_or(newer) {
             self.line.guest_ack = Some(segment.ack);
             self.line.guest_window = segment.window;
-            let window = u32::from(segment.window) << self.scale();
-            self.line.reach = Some(segment.ack.wrapping_add(window));
+            self.line.window_is_exact = true;
         }
         if segment.payload_len > 0 {
             let end = segment.seq.wrapping_add(length(segment.payload_len));
