@@ -277,8 +277,7 @@ struct Window {
     scale: u8,
     /// The furthest that was ever allowed: a window that shrinks finds data under way.
     edge: Option<u32>,
-    /// It was one unit or none the last time: the engine's guard needs two, and what goes past smoltcp moves the edge that
-    /// smoltcp knows along, until it hears of the guest's.
+    /// It was one unit or none the last time: that is not held against the stack.
     tiny: bool,
 }
 
