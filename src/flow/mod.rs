@@ -14,6 +14,7 @@ pub mod spliced;
 pub mod table;
 pub mod tcp;
 mod tcp_ahead;
+mod tcp_completion;
 mod tcp_device;
 mod tcp_direct;
 pub mod tcp_engine;

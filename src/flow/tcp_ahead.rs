@@ -6,7 +6,7 @@
 //! When something seems lost, or the guest takes nothing more, this way ends: the socket is read from the first byte
 //! that the guest does not have, and smoltcp sends what comes as if for the first time.
 //!
-//! [`Sent::withheld`]: super::tcp_device::Sent::withheld
+//! [`Sent::withheld`]: super::tcp_completion::Sent::withheld
 
 use std::num::NonZeroU16;
 

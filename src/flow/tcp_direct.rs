@@ -6,7 +6,7 @@
 //! numbers are translated on the way to it, acknowledgements on the way from it, and what it would have
 //! acknowledged is acknowledged here.
 //!
-//! [`Sent::skipped`]: super::tcp_device::Sent::skipped
+//! [`Sent::skipped`]: super::tcp_completion::Sent::skipped
 
 use smoltcp::socket::tcp::State;
 

@@ -12,7 +12,8 @@ use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
 use super::Fate;
 use super::tcp_ahead::Ahead;
-use super::tcp_device::{MSS, NullDevice, OnePacket, Sent, capabilities, option};
+use super::tcp_completion::{MSS, Sent, option};
+use super::tcp_device::{NullDevice, OnePacket, capabilities};
 use super::tcp_direct::FLAGS;
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
@@ -20,7 +21,8 @@ use crate::buf::TxBatch;
 use crate::net::parse::{self, SynOptions, TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, emit};
 
-pub use super::tcp_device::{LastSent, Path};
+pub use super::tcp_completion::LastSent;
+pub use super::tcp_device::Path;
 
 /// Bytes of each direction's ring. Less costs throughput (design.md 1.4); the memory is committed
 /// as it is used.

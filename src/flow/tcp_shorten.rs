@@ -5,7 +5,7 @@
 //! it has not taken the segments that acknowledge those. Linux takes nothing of a segment that is too long. What is left
 //! out here smoltcp sends when its retransmission timer runs out, by the window.
 
-use super::tcp_device::word;
+use super::tcp_completion::word;
 use super::tcp_direct::set_length;
 use crate::buf::ETHERNET_HEADER;
 use crate::net::IPV4_HEADER;
@@ -15,12 +15,12 @@ use crate::net::parse::tcp_flags;
 /// Makes the frame whose TCP header begins at `start` no longer than the guest has room for, which is up to `reach` where
 /// that is known; returns its length. One byte goes in any case: it probes the window (RFC 9293 3.8.6.1).
 pub(super) fn shorten(frame: &mut [u8], start: usize, reach: Option<u32>) -> usize {
-    let tcp = &frame[start..];
-    let payload_at = start + usize::from(tcp[12] >> 4) * 4;
-    let payload = frame.len() - payload_at;
     let Some(reach) = reach else {
         return frame.len();
     };
+    let tcp = &frame[start..];
+    let payload_at = start + usize::from(tcp[12] >> 4) * 4;
+    let payload = frame.len() - payload_at;
     let room = reach.wrapping_sub(word(tcp, 4)).cast_signed();
     let room = usize::try_from(room).unwrap_or(0).max(1);
     if room >= payload {

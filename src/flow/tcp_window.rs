@@ -7,7 +7,7 @@
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::TcpControl;
 
-use super::tcp_device::stamped;
+use super::tcp_completion::stamped;
 use super::tcp_direct::{FLAGS, header_of, set_length};
 use super::tcp_engine::{Engine, RING, RING_SCALE, length};
 use super::tcp_written::Written;
