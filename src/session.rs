@@ -4,11 +4,11 @@
 //! Comes in: what a command line asks for. Goes out: an exit status. [`command`] is `tapgate run`,
 //! [`attachment`] everything that exists already. No logic of its own beyond the order of things.
 
-use std::fs::File;
-use std::io::Write;
+mod edge;
+
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -34,17 +34,17 @@ use crate::link::seqpacket::SeqpacketLink;
 use crate::link::tap::TapLink;
 use crate::log;
 use crate::net::Mac;
-use crate::setup::attach::{Owner, Target};
 use crate::setup::broker::{Broker, Errands};
 use crate::setup::run::Job;
 use crate::setup::sandbox::{self, Sandbox};
-use crate::setup::{attach, socket_file};
+use crate::setup::socket_file;
 use crate::stack::share::Place;
 use crate::stack::{LinkInfo, Stack};
 use crate::sys::reserve::Reserve;
 use crate::sys::signals::SignalSource;
 use crate::sys::{fd, memory, process};
 use crate::workers::{Crew, runtime};
+use edge::{Ready, Served, adopt, refuse_twice};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -414,88 +414,6 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
         serve_attached(&runtime, (event_loop, crew), (plan, stop), attached, ready)
     } else {
         anyhow::bail!("there is nothing to exchange frames by")
-    }
-}
-
-/// Each descriptor is taken over once.
-fn refuse_twice(named: &[RawFd]) -> Result<()> {
-    let mut sorted = named.to_vec();
-    sorted.sort_unstable();
-    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => anyhow::bail!("descriptor {} is named twice: pass different ones", pair[0]),
-        None => Ok(()),
-    }
-}
-
-fn adopt(option: &str, number: Option<RawFd>) -> Result<Option<OwnedFd>> {
-    number
-        .map(|number| {
-            fd::adopt(number).with_context(|| format!("{option} {number}: pass an open descriptor"))
-        })
-        .transpose()
-}
-
-/// Where frames are to be exchanged, opened as far as that comes first.
-#[derive(Default)]
-struct Served {
-    /// The queues of the tap.
-    taps: Vec<OwnedFd>,
-    /// Lines to whoever opens sockets inside.
-    openers: Vec<UnixStream>,
-    /// A socket file to make.
-    socket: Option<PathBuf>,
-    /// What tells the end: a process, or the file of a namespace.
-    process: Option<OwnedFd>,
-    path: Option<PathBuf>,
-}
-
-impl Served {
-    fn open(job: &Attachment) -> Result<Self> {
-        let mut served = Self::default();
-        let names = job.names;
-        match &job.edge {
-            Edge::Namespace {
-                target,
-                userns,
-                tap,
-            } => {
-                match target {
-                    Target::Process(pid) => {
-                        let pidfd = process::pidfd(*pid)
-                            .with_context(|| format!("{} {pid}: no such process", names.target))?;
-                        served.process = Some(pidfd);
-                    }
-                    Target::Path(path) => served.path = Some(path.clone()),
-                }
-                let owner = Owner {
-                    option: names.userns,
-                    path: userns.as_deref(),
-                };
-                let made = attach::tap(target, owner, tap)?;
-                (served.taps, served.openers) = (made.taps, made.opener);
-            }
-            Edge::Tap(number) => {
-                let tap = adopt("FD", Some(*number))?;
-                let tap = tap.map(attach::adopt_tap).transpose()?;
-                served.taps = tap.into_iter().collect();
-            }
-            Edge::Socket(path) => served.socket = Some(path.clone()),
-        }
-        Ok(served)
-    }
-}
-
-/// Who is told that the network works.
-struct Ready(Option<OwnedFd>);
-
-impl Ready {
-    fn tell(self) -> Result<()> {
-        match self.0 {
-            Some(descriptor) => File::from(descriptor)
-                .write_all(b"1")
-                .context("--ready-fd: telling that the network works"),
-            None => Ok(()),
-        }
     }
 }
 

@@ -21,7 +21,6 @@ pub mod tcp_engine;
 mod tcp_guard;
 mod tcp_memory;
 mod tcp_open;
-mod tcp_open_ahead;
 mod tcp_patience;
 pub mod tcp_pool;
 mod tcp_rest;

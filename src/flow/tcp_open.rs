@@ -6,9 +6,12 @@
 //! over when both directions are, and not before all data that was acknowledged to the guest has reached
 //! the host's socket.
 
+mod ahead;
+mod carrying;
+
 use std::io::{self, ErrorKind};
 
-use smoltcp::socket::tcp::{RecvError, State};
+use smoltcp::socket::tcp::State;
 
 use super::Fate;
 use super::tcp::{Progress, TIME_WAIT};
@@ -28,7 +31,7 @@ const ROUNDS: usize = 8;
 
 /// Bytes taken from the host's socket before they are sent on: little enough to be still in the
 /// nearest cache when they are copied out again.
-pub(super) const CHUNK: usize = 128 * 1024;
+const CHUNK: usize = 128 * 1024;
 
 /// Rings that hold no more than this are not exchanged for empty ones.
 const LITTLE: usize = 16 * 1024;
@@ -36,12 +39,12 @@ const LITTLE: usize = 16 * 1024;
 /// Two connections and what is known of each. The guest's has an engine while it moves, and only a
 /// line about it while it rests.
 pub(super) struct Open<S, E = Box<Engine>> {
-    pub(super) engine: E,
-    pub(super) socket: S,
-    pub(super) readable: bool,
+    engine: E,
+    socket: S,
+    readable: bool,
     writable: bool,
     /// The host's stream has ended: a short read does not mean that nothing is left.
-    pub(super) hangup: bool,
+    hangup: bool,
     /// The host's socket has told of an error.
     error: bool,
     /// The host's side spoke up after its end of stream: it may have been reset.
@@ -55,7 +58,7 @@ pub(super) struct Open<S, E = Box<Engine>> {
     /// The host's socket has told that it failed.
     host_failed: bool,
     /// The host has sent its end of stream.
-    pub(super) host_ended: bool,
+    host_ended: bool,
     /// The guest is still to be told of that.
     owes_end: bool,
     /// The guest has sent its end of stream, and it was passed on.
@@ -71,7 +74,7 @@ pub(super) struct Open<S, E = Box<Engine>> {
 }
 
 /// What ended one direction early.
-pub(super) enum Failure {
+enum Failure {
     /// The host's side failed: the guest gets a RST.
     Host,
     /// The guest's side failed: the host gets a RST.
@@ -397,32 +400,6 @@ impl<S: TcpSocket> Open<S> {
         fate
     }
 
-    /// Lets the host's socket have a segment's payload at once, if it may; gives how much it took.
-    fn pass_directly(&mut self, segment: &TcpSegment, packet: &[u8]) -> usize {
-        if self.guest_ended || !self.engine.may_skip(segment) {
-            return 0;
-        }
-        self.wake();
-        if !self.writable {
-            return 0;
-        }
-        let payload = &packet[packet.len() - segment.payload_len..];
-        match self.socket.send(payload) {
-            Ok(taken) => {
-                let taken = taken.min(payload.len());
-                self.writable = taken == payload.len();
-                taken
-            }
-            Err(error) => {
-                let busy = error.kind() == ErrorKind::WouldBlock;
-                self.writable = !busy;
-                // The socket says it once; afterwards its stream looks as if it had ended in order.
-                self.host_failed = !busy && error.kind() != ErrorKind::Interrupted;
-                0
-            }
-        }
-    }
-
     fn wake(&mut self) {
         let woken = self.socket.woken();
         self.readable |= woken.readable;
@@ -451,84 +428,6 @@ impl<S: TcpSocket> Open<S> {
             self.engine.socket().abort();
         }
         opening
-    }
-
-    /// Guest to host: the receive ring is handed to `send` in place.
-    fn carry_to_host(&mut self) -> Result<usize, Failure> {
-        let mut moved = 0;
-        while self.writable && self.engine.socket().recv_queue() > 0 {
-            let socket = &mut self.socket;
-            let sent = self.engine.socket().recv(|bytes| match socket.send(bytes) {
-                Ok(len) => (len, Ok((len, bytes.len()))),
-                Err(error) => (0, Err(error)),
-            });
-            match sent {
-                Ok(Ok((len, offered))) => {
-                    moved += len;
-                    self.engine.note_taken(len);
-                    self.writable = len == offered;
-                }
-                Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
-                Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
-                Ok(Err(_)) => return Err(Failure::Host),
-                Err(RecvError::Finished | RecvError::InvalidState) => break,
-            }
-        }
-        self.pass_guest_end()?;
-        Ok(moved)
-    }
-
-    fn pass_guest_end(&mut self) -> Result<(), Failure> {
-        if self.guest_ended || self.engine.socket().recv_queue() > 0 {
-            return Ok(());
-        }
-        match self.engine.socket().recv(|_| (0, ())) {
-            Ok(()) => Ok(()),
-            Err(RecvError::Finished) => {
-                self.guest_ended = true;
-                self.socket.shutdown_write().map_err(|_| Failure::Host)
-            }
-            // No connection any more; what that means `transfer` sees.
-            Err(RecvError::InvalidState) => Ok(()),
-        }
-    }
-
-    /// Host to guest: `recv` writes into the send ring in place.
-    pub(super) fn carry_to_guest(&mut self) -> Result<usize, Failure> {
-        let mut moved = 0;
-        while self.readable && !self.host_ended && self.engine.can_send() {
-            let socket = &mut self.socket;
-            let received = self.engine.send(|room| {
-                let chunk = room.len().min(CHUNK);
-                match socket.recv(&mut room[..chunk]) {
-                    Ok(len) => (len, Ok((len, chunk))),
-                    Err(error) => (0, Err(error)),
-                }
-            });
-            match received {
-                Ok(Ok((0, _))) => {
-                    self.host_ended = true;
-                    // A RST may have come with the end, in one event: the kernel tells the end first.
-                    self.look_for_error |= self.error;
-                    self.owes_end = true;
-                }
-                Ok(Ok((len, room))) => {
-                    moved += len;
-                    self.engine.ahead.note_read(len);
-                    // A short read found the end of what is there; the next edge tells of more.
-                    self.readable = len == room || self.hangup;
-                    break;
-                }
-                Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
-                Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
-                Ok(Err(_)) => return Err(Failure::Host),
-                Err(_) => break,
-            }
-        }
-        if self.owes_end {
-            self.owes_end = !self.engine.close();
-        }
-        Ok(moved)
     }
 
     /// Both directions have ended and everything has arrived.

@@ -6,6 +6,8 @@
 //! the rule lets it, a connection goes past the link instead ([`super::spliced`]). Bind errors are the caller's
 //! to report.
 
+mod datagrams;
+
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -14,14 +16,13 @@ use crate::config::{Protocol, Publish};
 use crate::flow::key::{FlowKey, Kind};
 use crate::flow::named_stream::Stream;
 use crate::flow::tcp::TcpFlow;
-use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
-use crate::host::{DatagramRole, Host, QueuedError, Received, TcpSocket, Token, UdpSocket};
-use crate::net::emit::{self, Ends};
-use crate::net::{DropReason, Duration, Instant};
+use crate::host::{DatagramRole, Host, TcpSocket, Token};
+use crate::net::emit::Ends;
+use crate::net::{Duration, Instant};
 
 use super::share::Handed;
-use super::{Stack, mapping, udp};
+use super::{Stack, mapping};
 
 /// Set in tokens of published ports, never in those of flows.
 const LISTENER: u64 = 1 << 63;
@@ -29,8 +30,6 @@ const LISTENER: u64 = 1 << 63;
 const BUDGET: usize = 64;
 /// Attempts to find a source port that no other client of the gateway's address uses.
 const PORT_ATTEMPTS: usize = 64;
-/// Ports that a client of a published UDP port may appear with inside.
-const PEER_ATTEMPTS: u16 = 8;
 /// How long a port is left alone that could not be served for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -381,156 +380,6 @@ impl<H: Host> Stack<H> {
             candidate.set_port(self.secrets.next_port());
         }
         None
-    }
-
-    fn take_datagrams(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Step {
-        if !self.deliver_inbox(turn) {
-            return Step::Later;
-        }
-        let Some(Port {
-            rule,
-            socket: Socket::Udp(socket),
-            ..
-        }) = self.published.ports.get_mut(&id)
-        else {
-            return Step::Empty;
-        };
-        let guest = rule.guest;
-        match socket.recv(&mut self.inbox) {
-            Ok(()) => {
-                self.inbox_owner = listener_token(id);
-                if self.deliver_inbox(turn) {
-                    Step::Taken
-                } else {
-                    Step::Later
-                }
-            }
-            Err(error) => match socket.queued_error(&mut self.scratch) {
-                Some(queued) => {
-                    self.report_answer(turn, guest, &queued);
-                    Step::Taken
-                }
-                // One about an earlier answer is told once, with or without more about it.
-                None => after_error(&error),
-            },
-        }
-    }
-
-    /// Hands the first datagram of the inbox to the guest of a published port, and those that go along;
-    /// gives their number.
-    pub(super) fn deliver_to_published(
-        &mut self,
-        turn: &mut Turn<'_, H>,
-        id: usize,
-        first: Received,
-    ) -> usize {
-        let Some(guest) = self.published.ports.get(&id).map(|port| port.rule.guest) else {
-            return 1;
-        };
-        let peer = PublishedPeer {
-            published: id,
-            client: first.from,
-            asked: first.asked,
-        };
-        let Some(seen) = self.note_peer(turn.now, guest, peer) else {
-            self.counters.flows_refused += 1;
-            return 1;
-        };
-        let Some(path) = self.path(guest.ip()) else {
-            self.counters.add_drops(DropReason::NoNeighbour, 1);
-            return 1;
-        };
-        let ends = Ends {
-            src: seen,
-            dst: guest,
-        };
-        let id = self.datagram_id();
-        let marks = udp::marks_inside(first.from.ip(), first.marks);
-        self.send_inside(turn, path.wire, ends, (id, marks))
-    }
-
-    /// Passes an error on that the guest's answer to a client earned.
-    pub(super) fn report_answer(
-        &mut self,
-        turn: &mut Turn<'_, H>,
-        guest: SocketAddr,
-        queued: &QueuedError,
-    ) {
-        let client = queued.destination;
-        let seen = self.peer_endpoints(guest, client).find(|seen| {
-            let key = FlowKey::Peer {
-                link: self.link.id,
-                guest,
-                remote: *seen,
-            };
-            let peer = self
-                .table
-                .find(&key)
-                .and_then(|token| self.table.get(token));
-            matches!(peer, Some(Flow::Peer(peer)) if peer.client == client)
-        });
-        let (Some(seen), Some(path)) = (seen, self.path(guest.ip())) else {
-            return;
-        };
-        let ends = Ends {
-            src: guest,
-            dst: seen,
-        };
-        let quoted = &self.scratch[..queued.quoted.min(udp::MAX_QUOTED)];
-        if let Some(original) = emit::quoted_udp(ends, quoted) {
-            self.pass_on(turn, path.wire, queued, &original);
-        }
-    }
-}
-
-impl<H: Host> Stack<H> {
-    /// Remembers a client of a published UDP port; gives its endpoint as the guest sees it. Two
-    /// clients that look alike inside (both on the host's loopback, with one port) get two ports,
-    /// the same ones each time.
-    fn note_peer(
-        &mut self,
-        now: Instant,
-        guest: SocketAddr,
-        peer: PublishedPeer,
-    ) -> Option<SocketAddr> {
-        let deadline = PublishedPeer::deadline(now, self.config.timeouts);
-        for seen in self.peer_endpoints(guest, peer.client) {
-            let key = FlowKey::Peer {
-                link: self.link.id,
-                guest,
-                remote: seen,
-            };
-            let Some(token) = self.table.find(&key) else {
-                let mut token = self.token(Kind::Datagrams);
-                if token.is_err() && self.close_idle(now) {
-                    token = self.token(Kind::Datagrams);
-                }
-                let token = token.ok()?;
-                self.admit(token, key, Flow::Peer(peer), deadline);
-                self.table.set_idle(now, token);
-                return Some(seen);
-            };
-            if matches!(self.table.get(token), Some(Flow::Peer(known)) if *known == peer) {
-                self.table.set_deadline(token, deadline);
-                return Some(seen);
-            }
-        }
-        None
-    }
-
-    /// The endpoints that a client may have as the guest sees it, best first.
-    fn peer_endpoints(
-        &self,
-        guest: SocketAddr,
-        client: SocketAddr,
-    ) -> impl Iterator<Item = SocketAddr> + use<H> {
-        let seen = self.client_inside(client, guest);
-        let other_port = self.secrets.fingerprint(&(guest, client));
-        let others = (0..PEER_ATTEMPTS - 1).map(move |attempt| {
-            let port = 49152 | (other_port.wrapping_add(attempt) & 0x3fff);
-            SocketAddr::new(seen.ip(), port)
-        });
-        std::iter::once(seen).chain(others)
     }
 }
 

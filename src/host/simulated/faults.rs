@@ -14,7 +14,8 @@ use libc::{
     EPROTONOSUPPORT, EPROTOTYPE, ESPIPE, ETIMEDOUT,
 };
 
-use super::network::{Network, SocketId, State, Watcher};
+use super::network::Network;
+use super::state::{SocketId, State, Watcher};
 
 /// A call of the host's traits that can fail, by what the kernel is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

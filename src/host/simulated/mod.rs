@@ -8,6 +8,7 @@
 mod faults;
 mod network;
 mod sockets;
+mod state;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -17,11 +18,12 @@ use std::rc::Rc;
 
 use super::{DatagramRole, Host, Pipe, Token};
 use crate::net::Marks;
-use network::{Connection, DatagramState, ListenerState, State};
+use state::{Connection, DatagramState, ListenerState, State};
 
 pub use faults::{Call, Fault};
-pub use network::{ConnectAnswer, Inside, Network, Sent, SocketId};
+pub use network::Network;
 pub use sockets::{SimulatedDatagram, SimulatedListener, SimulatedPipe, SimulatedTcp};
+pub use state::{ConnectAnswer, Inside, Sent, SocketId};
 
 /// The stack's side of a [`Network`].
 #[derive(Debug)]

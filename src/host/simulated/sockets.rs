@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::faults::Call;
-use super::network::{Connection, Sent, SocketId, State};
+use super::state::{Connection, Sent, SocketId, State};
 use crate::host::{
     EchoSocket, Inbox, Outgoing, Pipe, QueuedError, Received, TcpSocket, UdpSocket, datagrams,
 };

@@ -1,13 +1,13 @@
 //! An open TCP flow's way to the guest past the ring: what is asked of the host's socket for it.
 //!
 //! Comes in: what became possible at the host's socket, what the guest has acknowledged. Goes out: frames to the
-//! guest, and what the host's socket may forget. Whether a flow goes this way is [`super::tcp_ahead`]'s.
+//! guest, and what the host's socket may forget. Whether a flow goes this way is [`crate::flow::tcp_ahead`]'s.
 
 use std::io::ErrorKind;
 
-use super::tcp_ahead::Way;
-use super::tcp_open::{CHUNK, Failure, Open};
+use super::{CHUNK, Failure, Open};
 use crate::buf::TxBatch;
+use crate::flow::tcp_ahead::Way;
 use crate::host::TcpSocket;
 use crate::net::Instant;
 

@@ -1,0 +1,118 @@
+//! Bytes of an open TCP flow from one side to the other, by smoltcp's rings or past them.
+//!
+//! Comes in: what is in the rings, at the host's socket, in a segment of the guest. Goes out: the same bytes on
+//! the other side, once; and the end of a stream behind the last of them.
+
+use std::io::ErrorKind;
+
+use smoltcp::socket::tcp::RecvError;
+
+use super::{CHUNK, Failure, Open};
+use crate::host::TcpSocket;
+use crate::net::parse::TcpSegment;
+
+impl<S: TcpSocket> Open<S> {
+    /// Lets the host's socket have a segment's payload at once, if it may; gives how much it took.
+    pub(super) fn pass_directly(&mut self, segment: &TcpSegment, packet: &[u8]) -> usize {
+        if self.guest_ended || !self.engine.may_skip(segment) {
+            return 0;
+        }
+        self.wake();
+        if !self.writable {
+            return 0;
+        }
+        let payload = &packet[packet.len() - segment.payload_len..];
+        match self.socket.send(payload) {
+            Ok(taken) => {
+                let taken = taken.min(payload.len());
+                self.writable = taken == payload.len();
+                taken
+            }
+            Err(error) => {
+                let busy = error.kind() == ErrorKind::WouldBlock;
+                self.writable = !busy;
+                // The socket says it once; afterwards its stream looks as if it had ended in order.
+                self.host_failed = !busy && error.kind() != ErrorKind::Interrupted;
+                0
+            }
+        }
+    }
+
+    /// Guest to host: the receive ring is handed to `send` in place.
+    pub(super) fn carry_to_host(&mut self) -> Result<usize, Failure> {
+        let mut moved = 0;
+        while self.writable && self.engine.socket().recv_queue() > 0 {
+            let socket = &mut self.socket;
+            let sent = self.engine.socket().recv(|bytes| match socket.send(bytes) {
+                Ok(len) => (len, Ok((len, bytes.len()))),
+                Err(error) => (0, Err(error)),
+            });
+            match sent {
+                Ok(Ok((len, offered))) => {
+                    moved += len;
+                    self.engine.note_taken(len);
+                    self.writable = len == offered;
+                }
+                Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(Err(_)) => return Err(Failure::Host),
+                Err(RecvError::Finished | RecvError::InvalidState) => break,
+            }
+        }
+        self.pass_guest_end()?;
+        Ok(moved)
+    }
+
+    fn pass_guest_end(&mut self) -> Result<(), Failure> {
+        if self.guest_ended || self.engine.socket().recv_queue() > 0 {
+            return Ok(());
+        }
+        match self.engine.socket().recv(|_| (0, ())) {
+            Ok(()) => Ok(()),
+            Err(RecvError::Finished) => {
+                self.guest_ended = true;
+                self.socket.shutdown_write().map_err(|_| Failure::Host)
+            }
+            // No connection any more; what that means `transfer` sees.
+            Err(RecvError::InvalidState) => Ok(()),
+        }
+    }
+
+    /// Host to guest: `recv` writes into the send ring in place.
+    pub(super) fn carry_to_guest(&mut self) -> Result<usize, Failure> {
+        let mut moved = 0;
+        while self.readable && !self.host_ended && self.engine.can_send() {
+            let socket = &mut self.socket;
+            let received = self.engine.send(|room| {
+                let chunk = room.len().min(CHUNK);
+                match socket.recv(&mut room[..chunk]) {
+                    Ok(len) => (len, Ok((len, chunk))),
+                    Err(error) => (0, Err(error)),
+                }
+            });
+            match received {
+                Ok(Ok((0, _))) => {
+                    self.host_ended = true;
+                    // A RST may have come with the end, in one event: the kernel tells the end first.
+                    self.look_for_error |= self.error;
+                    self.owes_end = true;
+                }
+                Ok(Ok((len, room))) => {
+                    moved += len;
+                    self.engine.ahead.note_read(len);
+                    // A short read found the end of what is there; the next edge tells of more.
+                    self.readable = len == room || self.hangup;
+                    break;
+                }
+                Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+                Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(Err(_)) => return Err(Failure::Host),
+                Err(_) => break,
+            }
+        }
+        if self.owes_end {
+            self.owes_end = !self.engine.close();
+        }
+        Ok(moved)
+    }
+}
