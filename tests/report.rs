@@ -53,7 +53,7 @@ fn report(arguments: &[&str]) -> Command {
 static MEASURED: LazyLock<(String, Finished)> = LazyLock::new(|| {
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("measured.json");
-    let mut command = report(&["measure", "--kinds", "pasta,tapgate"]);
+    let mut command = report(&["measure", "--kinds", "relay,pasta,tapgate"]);
     // Whatever is on this machine, one of the kinds is missing.
     command.args(["--pasta", "/no/such/pasta"]);
     command.arg("--tapgate").arg(env!("CARGO_BIN_EXE_tapgate"));
@@ -107,9 +107,12 @@ fn plots(folder: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn records<'a>(content: &'a Value, set: &'a str) -> impl Iterator<Item = &'a Value> {
-    let all = content["records"].as_array().expect("records").iter();
-    all.filter(move |record| record["set"] == set)
+fn records(content: &Value) -> impl Iterator<Item = &Value> {
+    content["records"].as_array().expect("records").iter()
+}
+
+fn of_kind<'a>(content: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    records(content).filter(move |record| record["kind"] == kind)
 }
 
 #[test]
@@ -142,17 +145,34 @@ fn every_set_is_measured_and_nothing_fails() {
             None => record[word].as_f64().is_some_and(|value| value >= 0.0),
         };
         let words: Vec<&str> = words.collect();
-        let found = records(&content, set)
+        let all = of_kind(&content, "tapgate").filter(|record| record["set"] == set);
+        let all: Vec<&Value> = all.collect();
+        let found = all
+            .iter()
             .filter(|record| words.iter().all(|word| has(record, word)))
             .count();
-        let all: Vec<&Value> = records(&content, set).collect();
         assert_eq!(found, 1, "one record with {words:?} in {all:?}");
     }
-    for record in content["records"].as_array().unwrap() {
+    for record in records(&content) {
         assert!(record["error"].is_null(), "{record}");
-        assert_eq!(record["kind"], "tapgate");
         assert_eq!((&record["round"], &record["run"]), (&1.into(), &0.into()));
         assert!(SETS.contains(&record["set"].as_str().unwrap()), "{record}");
+    }
+}
+
+#[test]
+fn a_bare_relay_is_measured_where_it_has_something_to_do() {
+    let content = measured();
+    let sets: Vec<&str> = of_kind(&content, "relay")
+        .map(|record| record["set"].as_str().unwrap())
+        .collect();
+    assert_eq!(sets, ["mtu", "mtu", "streams", "streams", "rates"]);
+    for record in of_kind(&content, "relay").take(4) {
+        assert!(record["gbit_per_s"].as_f64() > Some(0.0), "{record}");
+        // It is a process, whose time is counted as a stack's is.
+        assert!(record["cpu_s_per_gb"].is_f64(), "{record}");
+        // It has no MTU but the loopback's.
+        assert_eq!(record["mtu"], 65536);
     }
 }
 

@@ -10,6 +10,7 @@ import os
 import statistics
 
 from measures import KEYS
+from stacks import KINDS, ON_LOOPBACK
 
 FORMAT = 1
 
@@ -98,7 +99,7 @@ class Data:
         for record in self.records:
             if record["set"] == of_set and record["kind"] not in found:
                 found.append(record["kind"])
-        order = {kind: place for place, kind in enumerate(("host", "veth", "slirp4netns", "pasta", "tapgate"))}
+        order = {kind: place for place, kind in enumerate(KINDS)}
         return sorted(found, key=lambda kind: (order.get(kind, len(order)), kind))
 
     def run(self, of_set):
@@ -108,12 +109,12 @@ class Data:
     def axis(self, of_set, key, **fixed):
         """The values of a key that a set was measured at, for kinds that have it."""
         return sorted({record[key] for record in self.records
-                       if record["set"] == of_set and key in record and record["kind"] != "host"
+                       if record["set"] == of_set and key in record and record["kind"] not in ON_LOOPBACK
                        and all(record.get(name) == value for name, value in fixed.items())})
 
     def values(self, of_set, kind, metric, **where):
-        """A metric of every round: `{round: value}`. The loopback has no MTU to ask for."""
-        if kind == "host":
+        """A metric of every round: `{round: value}`. What is on the loopback has no MTU to ask for."""
+        if kind in ON_LOOPBACK:
             where = {name: value for name, value in where.items() if name != "mtu"}
         return {record["round"]: record[metric] for record in self.records
                 if record["set"] == of_set and record["kind"] == kind and record.get(metric) is not None

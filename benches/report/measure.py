@@ -17,7 +17,7 @@ import data
 import machine
 from measures import KEYS, SETS, USUAL_MTU
 from processes import Failed, Runner, find
-from stacks import make
+from stacks import ON_LOOPBACK, make
 from world import World
 
 LOOPBACK_MTU = 65536
@@ -139,14 +139,14 @@ def take_all(lab, store, kinds, sets):
 
 
 def is_measured(settings, of_set, point, kind):
-    """The loopback has one MTU: it is measured once for all of them."""
+    """The loopback has one MTU: what is on it is measured once for all of them."""
     first = of_set.points(settings)[0]["mtu"]
-    return kind not in of_set.without and (kind != "host" or point["mtu"] == first)
+    return kind not in of_set.without and (kind not in ON_LOOPBACK or point["mtu"] == first)
 
 
 def take(lab, store, where, point):
     """Measures one kind at one point."""
-    point = {**point, "mtu": LOOPBACK_MTU} if where["kind"] == "host" else point
+    point = {**point, "mtu": LOOPBACK_MTU} if where["kind"] in ON_LOOPBACK else point
     try:
         stack = make(lab, where["kind"], point["mtu"])
         stack.kind = where["kind"]

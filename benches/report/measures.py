@@ -12,9 +12,8 @@ import subprocess
 import time
 
 from processes import Failed, Lines
-from stacks import PUBLISHED, make
+from stacks import BULK, ECHO, ECHO_PORTS, ON_LOOPBACK, PUBLISHED, make
 
-BULK, ECHO, ECHO_PORTS = 5301, 5401, 8
 MANY = 64
 USUAL_MTU = 1500
 
@@ -54,7 +53,7 @@ def take_bulk(lab, stack, point):
     """Both ways between the inside and a server on the host."""
     for way, flags in (("up", []), ("down", ["--reverse"])):
         with bulk_server(lab, lab.world.enter, BULK):
-            client = stack.inside(bulk_client(lab, stack.gateway, BULK, point, flags))
+            client = stack.inside(bulk_client(lab, stack.gateway, stack.port(BULK), point, flags))
             yield {"way": way, **bulk(lab, stack, client)}
 
 
@@ -162,12 +161,12 @@ class Set:
 SETS = {
     "mtu": Set(mtu_points, take_bulk),
     "streams": Set(stream_points, take_bulk),
-    "publish": Set(publish_points, take_publish, without=("host",)),
-    "latency": Set(latency_points, take_latency),
+    "publish": Set(publish_points, take_publish, without=ON_LOOPBACK),
+    "latency": Set(latency_points, take_latency, without=("relay",)),
     "rates": Set(one_point, take_rates),
-    "datagrams": Set(size_points, take_datagrams),
-    "idle": Set(one_point, take_idle),
-    "start": Set(one_point, take_start, without=("host", "veth")),
+    "datagrams": Set(size_points, take_datagrams, without=("relay",)),
+    "idle": Set(one_point, take_idle, without=("relay",)),
+    "start": Set(one_point, take_start, without=("host", "veth", "relay")),
 }
 
 
@@ -226,5 +225,5 @@ def bulk(lab, stack, command):
 
 def load(lab, stack, mode, *numbers):
     """Runs a client of the load generator inside; gives what it measured."""
-    command = stack.inside([lab.programs["load"], mode, stack.gateway, ECHO, *numbers])
+    command = stack.inside([lab.programs["load"], mode, stack.gateway, stack.port(ECHO), *numbers])
     return json.loads(lab.runner.run(command, limit=lab.settings["seconds"] + 20))

@@ -4,7 +4,7 @@ import statistics
 
 from svg import BarPanel, LinePanel, Picture, Series, number
 
-NAMES = {"host": "loopback", "veth": "veth pair"}
+NAMES = {"host": "loopback", "veth": "veth pair", "relay": "bare relay"}
 WAYS = {"up": "namespace to host (up)", "down": "host to namespace (down)",
         "in": "into the namespace", "out": "out of the namespace"}
 VIAS = {"loopback": "from the host's loopback", "address": "from another address of the host"}

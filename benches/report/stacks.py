@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 
@@ -22,7 +23,11 @@ GATEWAY, ADDRESS, LOOPBACK = "10.0.2.2", "10.0.2.100", "127.0.0.1"
 VETH_HOST, VETH_GUEST = "10.0.3.1", "10.0.3.2"
 # The port that is published under the same number inside.
 PUBLISHED = 5201
-KINDS = ("host", "veth", "slirp4netns", "pasta", "tapgate")
+# The ports of the servers on the host, and how far above them the relay has its own.
+BULK, ECHO, ECHO_PORTS, RELAYED = 5301, 5401, 8, 1000
+KINDS = ("host", "veth", "relay", "slirp4netns", "pasta", "tapgate")
+# Those that have no MTU to choose: the loopback's is theirs.
+ON_LOOPBACK = ("host", "relay")
 START_LIMIT = 15
 
 
@@ -48,6 +53,10 @@ class Stack:
 
     def inside(self, command):
         return self.guest.enter(command)
+
+    def port(self, number):
+        """Where the inside finds a server that listens on the host at this port."""
+        return number
 
     def processes(self):
         return tree(self.process.pid) if self.process else []
@@ -113,6 +122,20 @@ class Host(Stack):
 
     def inside(self, command):
         return self.lab.world.enter(command)
+
+
+class Relay(Host):
+    """The host's own loopback twice, with a process in between that copies and does nothing else."""
+
+    def begin(self):
+        first = [self.lab.programs["load"], "relay", LOOPBACK]
+        ports = [word for port, count in ((BULK, 1), (ECHO, ECHO_PORTS)) for word in (port + RELAYED, port, count)]
+        self.process = self.lab.runner.start(self.lab.world.enter([*first, *ports]), stdin=subprocess.PIPE)
+        Lines(self.process, "load relay").until("ready")
+        return None
+
+    def port(self, number):
+        return number + RELAYED
 
 
 class Veth(Stack):
@@ -200,7 +223,7 @@ class Pasta(Stack):
         super().end()
 
 
-CLASSES = {"host": Host, "veth": Veth, "slirp4netns": Slirp4netns, "pasta": Pasta, "tapgate": Tapgate}
+CLASSES = {"host": Host, "veth": Veth, "relay": Relay, "slirp4netns": Slirp4netns, "pasta": Pasta, "tapgate": Tapgate}
 
 
 def make(lab, kind, mtu):

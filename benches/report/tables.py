@@ -6,6 +6,7 @@ import statistics
 from claims import CLAIMS
 from data import LESS_IS_BETTER, in_words, places, ratio
 from plots import VIAS, WAYS, shown
+from stacks import ON_LOOPBACK
 from svg import number, tick_text
 
 
@@ -134,7 +135,7 @@ def grown(data, of_set, metric, rows, head):
         found = [data.median(of_set, kind, metric, **where) for _, where in rows]
         found = [value for value in found if value]
         if found:
-            cells.append("-" if kind == "host" and "mtu" in rows[0][1] and "streams" not in rows[0][1]
+            cells.append("-" if kind in ON_LOOPBACK and "mtu" in rows[0][1] and "streams" not in rows[0][1]
                          else f"× {number(found[-1] / found[0])}")
     return f"{text}\n| *last over first* | " + " | ".join(cells) + " |"
 

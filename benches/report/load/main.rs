@@ -1,4 +1,4 @@
-//! The load of the performance report: an echo server, and clients that measure against it.
+//! The load of the performance report: an echo server, a relay before it, and clients that measure against it.
 //!
 //! In: a mode and its numbers, by position, from `benches/report`, which is the only caller. Out: one
 //! line of JSON for each result on standard output; a failure is one line on standard error and
@@ -6,6 +6,8 @@
 //!
 //! ```text
 //! load serve ADDRESS PORT PORTS                  TCP echo on PORTS ports from PORT, UDP echo on PORT;
+//!                                                says "ready", ends when standard input does
+//! load relay ADDRESS PORT SERVER PORTS ...       a relay from PORTS ports, from PORT on, to those from SERVER on;
 //!                                                says "ready", ends when standard input does
 //! load rr    ADDRESS PORT SECONDS                one byte there and back over TCP, again and again
 //! load urr   ADDRESS PORT SECONDS                the same over UDP
@@ -25,6 +27,7 @@
 )]
 
 mod idle;
+mod relay;
 mod serve;
 
 use std::io::{Read, Write};
@@ -58,6 +61,7 @@ fn main() -> Result<()> {
     };
     match mode.as_str() {
         "serve" => serve::serve(at(rest)?, number(rest, 2)?),
+        "relay" => relay::relay(number(rest, 0)?, &rest[1..]),
         "idle" => idle::hold(at(rest)?, &rest[2..]),
         timed => {
             say(&measure(timed, rest)?);

@@ -46,7 +46,8 @@ pub(crate) fn serve(first: SocketAddr, ports: u16) -> Result<()> {
     server.run()
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// A listener that does not block.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
