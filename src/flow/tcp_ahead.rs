@@ -66,6 +66,11 @@ impl Ahead {
         self.outstanding == 0 && self.arrived == 0
     }
 
+    /// The guest has not acknowledged all of it.
+    pub(super) const fn is_outstanding(&self) -> bool {
+        self.outstanding > 0
+    }
+
     /// When something has been lost if the guest says nothing.
     pub(super) const fn due(&self) -> Option<Instant> {
         self.due
@@ -102,7 +107,7 @@ impl Ahead {
 
 impl Engine {
     /// The sequence number behind all that was taken from the host, or is there to be taken once more.
-    const fn taken(&self) -> u32 {
+    pub(super) const fn taken(&self) -> u32 {
         let line = &self.line;
         line.sent.initial.wrapping_add(1).wrapping_add(line.given)
     }
@@ -172,8 +177,7 @@ impl Engine {
         peek: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Option<Result<usize, E>> {
         let size = self.segment_ahead()?;
-        let queued = length(self.socket().recv_queue());
-        let ack = self.line.next_in.wrapping_add(queued);
+        let ack = self.expected();
         let segment = emit::BareSegment {
             seq: self.taken(),
             flags: tcp_flags::ACK | tcp_flags::PSH,

@@ -18,6 +18,9 @@ use crate::net::parse::{self, TcpSegment, tcp_flags};
 /// Shorter payload goes by the ring: its acknowledgement is better left to wait for an answer.
 const LEAST: usize = 4096;
 
+/// Bytes by which an acknowledgement may be behind what was sent last: no window is larger (RFC 5961 5.2, RFC 7323 2.2).
+const OLDEST: u32 = 1 << 30;
+
 /// Where a TCP header has its numbers and its flags.
 const SEQUENCE: usize = 4;
 const ACKNOWLEDGEMENT: usize = 8;
@@ -40,8 +43,7 @@ impl Engine {
         let end = segment.seq.wrapping_add(length(segment.payload_len));
         let in_order = segment.seq == line.next_in && !ahead_of(line.furthest, line.next_in);
         let in_window = !ahead_of(end, line.sent.edge);
-        let acknowledges =
-            ahead_of(segment.ack, line.sent.initial) && !ahead_of(segment.ack, line.sent.next);
+        let acknowledges = line.sent.next.wrapping_sub(segment.ack) <= OLDEST;
         let socket = self.socket();
         let open = matches!(socket.state(), State::Established | State::FinWait2);
         in_order && in_window && acknowledges && open && socket.recv_queue() == 0
@@ -103,7 +105,7 @@ impl Engine {
     fn tells_nothing(&mut self, segment: &TcpSegment) -> bool {
         let line = self.line;
         let known = line.guest_ack == Some(segment.ack) && line.guest_window == segment.window;
-        known && self.socket().send_queue() > 0
+        known && (self.ahead.is_outstanding() || self.socket().send_queue() > 0)
     }
 
     /// Acknowledges what smoltcp does not know of, unless a segment of its own has done so.
@@ -111,9 +113,16 @@ impl Engine {
         if !self.line.owes {
             return;
         }
-        let queued = length(self.socket().recv_queue());
-        let due = self.line.next_in.wrapping_add(queued);
+        let due = self.expected();
         self.line.owes = self.line.sent.last.ack != due && !self.announce(now, tx, due);
+    }
+
+    /// Acknowledges the end of the guest's stream, unless that was done: smoltcp may have put it off for a moment.
+    pub(super) fn acknowledge_end(&mut self, now: Instant, tx: &mut TxBatch) {
+        let due = self.expected();
+        if self.line.sent.last.ack != due {
+            self.announce(now, tx, due);
+        }
     }
 
     /// An acknowledgement is due.

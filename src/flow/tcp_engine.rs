@@ -339,6 +339,8 @@ impl Engine {
         let options = header..header + segment.header_len;
         self.note_ahead(now, segment, &packet[options]);
         self.note_segment(segment);
+        let opened = self.open_at_the_end(segment, packet);
+        let packet = opened.as_deref().unwrap_or(packet);
         if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
             let mut without = packet.to_vec();
             without[header + FLAGS] &= !tcp_flags::FIN;

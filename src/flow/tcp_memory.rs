@@ -166,7 +166,8 @@ impl Extent {
     /// Payload up to a sequence number came from the guest: smoltcp writes the receive ring from its
     /// start to its end and over again.
     pub(super) fn received(&mut self, end: u32) {
-        let reach = usize::try_from(end.wrapping_sub(self.begin)).unwrap_or(RING);
+        // What ends before the ring begins is not written there: it came a second time.
+        let reach = usize::try_from(end.wrapping_sub(self.begin).cast_signed()).unwrap_or(0);
         if reach > self.rx && self.rx < RING {
             let more = reach.min(RING) - self.rx;
             self.rx += more;
@@ -207,6 +208,9 @@ mod tests {
         extent.received(99);
         extent.received(50);
         assert_eq!(budget.held(), 100, "sequence numbers wrap");
+        extent.received(u32::MAX - 1);
+        extent.received(u32::MAX - 500_000);
+        assert_eq!(budget.held(), 100, "what came before is not written");
         extent.sent(true, 10);
         extent.sent(false, 10);
         extent.sent(true, 15);

@@ -45,6 +45,9 @@ pub(super) struct Open<S, E = Box<Engine>> {
     writable: bool,
     /// The host's stream has ended: a short read does not mean that nothing is left.
     hangup: bool,
+    /// There may be urgent data in it: a short read does not mean that nothing is left either, since reading stops before
+    /// them (tcp(7)).
+    urgent: bool,
     /// The host's socket has told of an error.
     error: bool,
     /// The host's side spoke up after its end of stream: it may have been reset.
@@ -99,6 +102,7 @@ impl<S, E> Open<S, E> {
         self.readable |= event.readable;
         self.writable |= event.writable;
         self.hangup |= event.hangup;
+        self.urgent |= event.urgent;
         self.error |= event.error;
         self.look_for_error |= event.error && self.host_ended;
     }
@@ -111,6 +115,7 @@ impl<S, E> Open<S, E> {
             readable: self.readable,
             writable: self.writable,
             hangup: self.hangup,
+            urgent: self.urgent,
             error: self.error,
             look_for_error: self.look_for_error,
             guest_reset: self.guest_reset,
@@ -189,6 +194,7 @@ impl<S: TcpSocket> Open<S> {
             readable: true,
             writable: true,
             hangup: false,
+            urgent: false,
             error: false,
             look_for_error: false,
             guest_reset: false,
@@ -305,6 +311,9 @@ impl<S: TcpSocket> Open<S> {
             }
             // In TIME-WAIT smoltcp would forget what the host has not taken yet.
             self.silent = self.engine.socket().state() == State::TimeWait;
+            if self.silent {
+                self.engine.acknowledge_end(now, tx);
+            }
             if let Some(over) = self.over() {
                 return over;
             }
@@ -376,7 +385,6 @@ impl<S: TcpSocket> Open<S> {
         segment: &TcpSegment,
         packet: &[u8],
     ) -> Fate {
-        self.silent = false;
         if segment.tos != self.tos {
             self.tos = segment.tos;
             self.socket.set_tos(segment.tos);

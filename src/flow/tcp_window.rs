@@ -44,14 +44,13 @@ impl Engine {
         let queue = length(self.socket().recv_queue());
         let room = (length(RING) - queue) >> shift;
         let room = u16::try_from(room).unwrap_or(u16::MAX);
+        let reach = self.reach();
         let sent = &mut self.line.sent;
+        let beyond = |reach: &u32| sent.next.wrapping_sub(*reach).cast_signed() > 0;
         emit::BareSegment {
             ends: self.ends.reversed(),
-            // A byte that probed the guest's window is behind what it has.
-            seq: match self.line.guest_ack {
-                Some(acked) if self.line.guest_window == 0 => acked,
-                Some(_) | None => sent.next,
-            },
+            // What probed the guest's window is behind what it takes: such a number it would not look at.
+            seq: reach.filter(beyond).unwrap_or(sent.next),
             ack,
             flags: tcp_flags::ACK,
             window: sent.window(ack, (room, shift), limit),
@@ -127,6 +126,25 @@ impl Engine {
         let bytes = u32::from(segment.window) << self.scale();
         let small = bytes < u32::from(self.mss()) && !segment.has(tcp_flags::SYN);
         (small && segment.window > 1).then(|| segment.window - 1)
+    }
+
+    /// The segment with a window, where it has none and acknowledges our FIN: smoltcp 0.14 would send the probe of its
+    /// closed window again and again at once, though it has nothing to send.
+    pub(super) fn open_at_the_end(
+        &mut self,
+        segment: &TcpSegment,
+        packet: &[u8],
+    ) -> Option<Vec<u8>> {
+        let end = self.taken().wrapping_add(1);
+        let closes = segment.window == 0
+            && segment.has(tcp_flags::ACK)
+            && segment.ack == end
+            && self.socket().state() == State::FinWait1;
+        closes.then(|| {
+            let mut opened = packet.to_vec();
+            self.vary_window(&mut opened, 1);
+            opened
+        })
     }
 
     pub(super) fn only_fin_outstanding(&mut self) -> bool {

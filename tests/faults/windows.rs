@@ -9,7 +9,7 @@ use tapgate::config::Config;
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 
 use crate::count;
-use crate::peer::{ACK, Peer, length};
+use crate::peer::{ACK, Peer, SYN, length};
 use crate::rig::{OUTSIDE, Rig, pattern};
 
 /// What a host's socket holds in these tests.
@@ -194,6 +194,61 @@ fn fill(rig: &mut Rig, peer: &mut Peer, data: &[u8], scale: u32) -> usize {
             return sent;
         }
     }
+}
+
+#[test]
+fn row_16_window_that_closes_with_the_last_acknowledgement() {
+    let mut rig = Rig::new();
+    let (mut peer, id) = rig.open(999, crate::rig::echo());
+    assert_eq!(rig.net.server_write(id, &[7; 200]), 200);
+    rig.net.server_shutdown(id);
+    rig.turn();
+    let first = peer.next.ack;
+    peer.take_all(&peer.read(&rig.received()));
+    assert_eq!(peer.next.ack, first.wrapping_add(201), "data and their end");
+    for acked in [100, 201] {
+        let ack = first.wrapping_add(acked);
+        rig.frame(&peer.with(ACK, &[], |it| (it.ack, it.window) = (ack, 0)));
+    }
+    rig.take();
+    // There is nothing to send, and so no window to ask about.
+    let before = rig.woken();
+    rig.secs(60);
+    let (woken, sent) = (rig.woken() - before, rig.received().len());
+    assert!(
+        woken < 20 && sent < 10,
+        "{woken} times awake, {sent} frames"
+    );
+    // The guest's own stream goes on.
+    rig.frame(&peer.data(b"still"));
+    assert_eq!(rig.net.server_read(id, 100), b"still");
+    rig.frame(&peer.fin());
+    rig.recovers(0);
+}
+
+#[test]
+fn row_15_what_was_acknowledged_arrives_whatever_comes_after_the_end() {
+    let mut rig = Rig::new();
+    let (mut peer, id) = rig.open(999, crate::rig::echo());
+    // The host has ended its stream, and takes nothing for a while.
+    rig.net.server_shutdown(id);
+    rig.turn();
+    peer.take_all(&peer.read(&rig.received()));
+    rig.net.server_pause(id, true);
+    rig.frame(&peer.data(b"acknowledged"));
+    rig.frame(&peer.fin());
+    let answers = peer.read(&rig.received());
+    assert_eq!(answers.last().unwrap().ack, peer.next.seq);
+    rig.secs(15);
+    for flags in [ACK, ACK | SYN] {
+        rig.frame(&peer.with(flags, &[], |_| ()));
+        rig.secs(1);
+    }
+    rig.net.server_pause(id, false);
+    rig.turn();
+    assert_eq!(rig.net.server_read(id, 100), b"acknowledged");
+    assert!(rig.net.server_sees_end(id), "an orderly end");
+    rig.recovers(0);
 }
 
 #[test]

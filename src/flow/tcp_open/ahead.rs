@@ -67,9 +67,12 @@ impl<S: TcpSocket> Open<S> {
                 }
                 Some(Ok(len)) => {
                     moved += len;
-                    self.readable = len == most || self.hangup;
+                    self.readable = len == most || self.hangup || self.urgent;
                 }
-                Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+                Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    self.urgent = false;
+                }
                 Some(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
                 Some(Err(_)) => return Err(Failure::Host),
             }

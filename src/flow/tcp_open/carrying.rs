@@ -101,10 +101,13 @@ impl<S: TcpSocket> Open<S> {
                     moved += len;
                     self.engine.ahead.note_read(len);
                     // A short read found the end of what is there; the next edge tells of more.
-                    self.readable = len == room || self.hangup;
+                    self.readable = len == room || self.hangup || self.urgent;
                     break;
                 }
-                Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+                Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    self.urgent = false;
+                }
                 Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(Err(_)) => return Err(Failure::Host),
                 Err(_) => break,

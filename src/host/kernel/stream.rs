@@ -186,11 +186,18 @@ impl TcpSocket for KernelTcp {
     }
 
     fn discard(&mut self, len: usize) -> io::Result<()> {
-        match discard(self.socket.as_fd(), len)? {
-            discarded if discarded == len => Ok(()),
-            // Nobody else takes from the socket: it was emptied by the end of the connection.
-            _ => Err(io::ErrorKind::ConnectionReset.into()),
+        let mut left = len;
+        while left > 0 {
+            match discard(self.socket.as_fd(), left) {
+                // Nobody else takes from the socket: it was emptied by the end of the connection.
+                Ok(0) => return Err(io::ErrorKind::ConnectionReset.into()),
+                // It stops before urgent data.
+                Ok(discarded) => left -= discarded,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
