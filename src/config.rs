@@ -30,6 +30,10 @@ pub const DNS_PORT: u16 = 53;
 /// Default limit on flows of all kinds together.
 pub const DEFAULT_MAX_FLOWS: u32 = 65_536;
 
+/// Guests' UDP ports at most where nobody said: of the ports that Linux gives away by itself (`ip_local_port_range` of
+/// ip(7)) the host keeps two fifths for everybody else.
+pub const DEFAULT_MAX_UDP_PORTS: u32 = 16_384;
+
 /// Default limit on the buffers of TCP connections together, bytes: enough for a hundred connections
 /// at full speed both ways.
 pub const DEFAULT_MAX_BUFFER_MEMORY: usize = 256 << 20;
@@ -167,6 +171,8 @@ pub struct Config {
     pub publish: Vec<Publish>,
     /// Limit on flows of all kinds together.
     pub max_flows: u32,
+    /// Limit on guests' UDP ports, each of which has one of the host's.
+    pub max_udp_ports: u32,
     /// Event loops, each with a queue of the tap.
     pub workers: usize,
     /// For how long at most the loop looks for more before it sleeps.
@@ -199,6 +205,7 @@ impl Default for Config {
             outbound6: None,
             publish: Vec::new(),
             max_flows: DEFAULT_MAX_FLOWS,
+            max_udp_ports: DEFAULT_MAX_UDP_PORTS,
             workers: 1,
             busy_poll: Duration::from_micros(DEFAULT_BUSY_POLL),
             max_buffer_memory: DEFAULT_MAX_BUFFER_MEMORY,

@@ -37,6 +37,8 @@ const BUSY_TURNS: u32 = 16;
 /// More bytes than this in a turn are bulk: whoever carries that has better use for the processor than
 /// looking for more.
 const BULK: u64 = 32 * 1024;
+/// A loop with something to do says so often what it holds, to who wants to hear everything.
+const BETWEEN_SIZES: stack::Duration = stack::Duration::from_secs(10);
 /// How long to sleep when there is no deadline at all.
 const NO_DEADLINE: Duration = Duration::from_secs(3600);
 
@@ -94,6 +96,8 @@ pub struct EventLoop<L> {
     tx: TxBatch,
     events: Vec<crate::host::Event>,
     busy_poll: BusyPoll,
+    /// When what the stack holds is told next.
+    tells_at: stack::Instant,
 }
 
 impl<L: Link> EventLoop<L> {
@@ -117,6 +121,7 @@ impl<L: Link> EventLoop<L> {
             tx: TxBatch::new(TX_FRAMES, TX_BYTES),
             events: Vec::with_capacity(256),
             busy_poll: BusyPoll::new(busy_poll),
+            tells_at: stack::Instant::ZERO,
         }
     }
 
@@ -276,6 +281,10 @@ impl<L: Link> EventLoop<L> {
         let spliced = self.stack.counters().bytes_spliced - spliced;
         let bulk = (bytes + self.tx.bytes()) as u64 + spliced > BULK;
         self.link.transmit(&mut self.tx).map_err(Failed::Link)?;
+        if now >= self.tells_at {
+            self.tells_at = now + BETWEEN_SIZES;
+            self.stack.tell_sizes();
+        }
         let again = more_frames || more_events || more_flows || handed == TURN_HANDED;
         let next = if again {
             Next::Again

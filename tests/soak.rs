@@ -53,7 +53,12 @@ fn soak_of_some_seconds_has_no_error() {
             "{count}: {taken}"
         );
     }
-    assert!(!taken["samples"].as_array().unwrap().is_empty());
+    let samples = taken["samples"].as_array().unwrap();
+    assert!(!samples.is_empty());
+    for size in ["resident_kb", "flows", "ready", "engines", "buffers_kb"] {
+        let told = samples.iter().all(|sample| sample[size].is_number());
+        assert!(told, "{size}: {taken}");
+    }
     let picture = fs::read_to_string(data.with_extension("svg")).unwrap();
     assert!(picture.contains("99 of 100"), "{picture}");
 }

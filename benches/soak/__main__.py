@@ -5,8 +5,8 @@
                                                new ports, ports published and taken back; doc/soak.json, doc/soak.svg
     python3 benches/soak --judge doc/soak.json judges and draws what was taken before
 
-Memory and descriptors of all processes, and the latency of a TCP round trip under that load, are sampled. It fails
-on any error, where memory or descriptors climb, and where latency at the end is worse than at the start (verdict.py
+Memory and descriptors of all processes, the sizes of tables and queues that the program tells in its log, and the latency of
+a TCP round trip under that load, are sampled. It fails on any error, where one of the sizes climbs, and where latency at the end is worse than at the start (verdict.py
 says what counts as noise). Needs Python 3.9 and iperf3; as root it steps down as benches/report does, whose parts it
 uses. Descriptors can be counted by root alone: the sandbox hides the process from everybody else.
 """
@@ -46,7 +46,7 @@ class Soaked(Tapgate):
 
     @property
     def options(self):
-        return ("--api-socket", self.api, "--dns", f"{LOOPBACK}:{RESOLVER_PORT}")
+        return ("--api-socket", self.api, "--dns", f"{LOOPBACK}:{RESOLVER_PORT}", "-vv", "--log-format", "json")
 
     @property
     def api(self):
@@ -165,15 +165,28 @@ def ended_bulk(client, direction, errors):
     return sum(one["bytes"] for one in sums)
 
 
+def told_sizes(stack):
+    """What the program has told last of its tables and queues."""
+    found = {}
+    with open(os.path.join(stack.folder, "log")) as file:
+        for line in file:
+            if '"sizes"' in line:
+                fields = json.loads(line)["fields"]
+                found = {"flows": fields["flows"], "ready": fields["ready"], "engines": fields["engines"],
+                         "buffers_kb": fields["buffers"] / 1000}
+    return found
+
+
 def sizes(stack):
-    """Memory of all processes, and their descriptors where those may be seen."""
+    """Memory of all processes, what it is for, and their descriptors where those may be seen."""
+    found = {"resident_kb": stack.resident_kb(), **told_sizes(stack)}
     pids, descriptors = stack.processes(), 0
     for pid in pids:
         try:
             descriptors += len(os.listdir(f"/proc/{pid}/fd"))
         except PermissionError:
-            return {"resident_kb": stack.resident_kb()}
-    return {"resident_kb": stack.resident_kb(), "descriptors": descriptors}
+            return found
+    return {**found, "descriptors": descriptors}
 
 
 def last_count(clients, said):

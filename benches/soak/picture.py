@@ -5,6 +5,9 @@ from svg import LinePanel, Picture, Series
 PANELS = (
     ("Resident memory of all processes", "MB", (("resident_kb", "resident", 1000),)),
     ("Open descriptors of all processes", "descriptors", (("descriptors", "descriptors", 1),)),
+    ("Flows, and those of them with something to do or buffers", "flows",
+     (("flows", "flows", 1), ("ready", "in line", 1), ("engines", "with buffers", 1))),
+    ("Buffers", "MB", (("buffers_kb", "buffers", 1000),)),
     ("A TCP round trip under load", "microseconds", (("p50_us", "median", 1), ("p99_us", "99 of 100", 1))),
 )
 

@@ -11,7 +11,8 @@ import statistics
 # of a short run half of it.
 WARM_UP = 240
 # What a figure may grow by over a run: a part of itself, or so much, whichever is more.
-ALLOWED = {"resident_kb": (0.03, 1000), "descriptors": (0.05, 10), "p99_us": (0.1, 50)}
+ALLOWED = {"resident_kb": (0.03, 1000), "descriptors": (0.05, 10), "flows": (0.05, 50), "ready": (0.1, 50),
+           "engines": (0.1, 50), "buffers_kb": (0.1, 2000), "p99_us": (0.1, 50)}
 # So much worse may the last third's latency be than the first's.
 WORSE = 1.25
 # Datagrams may be lost, few.

@@ -14,8 +14,9 @@ use ipnet::Ipv6Net;
 
 use super::publish::{self, Spec};
 use crate::config::{
-    AddressPlan, Config, DEFAULT_BUSY_POLL, DNS_PORT, Dns, MAX_MTU, MAX_WORKERS,
-    MIN_MAX_BUFFER_MEMORY, MIN_MTU, Memory, Outbound, Timeouts, UdpFiltering, timeouts,
+    AddressPlan, Config, DEFAULT_BUSY_POLL, DEFAULT_MAX_UDP_PORTS, DNS_PORT, Dns, MAX_MTU,
+    MAX_WORKERS, MIN_MAX_BUFFER_MEMORY, MIN_MTU, Memory, Outbound, Timeouts, UdpFiltering,
+    timeouts,
 };
 use crate::log::LogFormat;
 use crate::net::Mac;
@@ -117,6 +118,10 @@ pub struct Options {
     /// the address space is limited]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub max_flows: Option<u32>,
+    /// Limit on the guest's UDP ports, each of which takes one of the host's; beyond it the one that was never answered, or
+    /// idle the longest, gives way
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_UDP_PORTS, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_udp_ports: u32,
     /// Threads that carry packets, each with a queue of the tap and its share of the limits (1 to 8) [default: 1
     /// below four processors, else half of them, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS))]
@@ -172,6 +177,7 @@ impl Options {
                 .flat_map(|spec| spec.rules(&plan))
                 .collect(),
             max_flows: self.max_flows.unwrap_or(fitting.max_flows),
+            max_udp_ports: self.max_udp_ports,
             workers: self.workers.map_or_else(default_workers, usize::from),
             busy_poll: Duration::from_micros(self.busy_poll),
             max_buffer_memory: self.max_buffer_memory.unwrap_or(fitting.max_buffer_memory),

@@ -91,6 +91,12 @@ impl FlowKey {
             }
         }
     }
+
+    /// It is a guest's UDP port, which has one of the host's.
+    #[must_use]
+    pub const fn is_port(&self) -> bool {
+        matches!(self, Self::Udp { .. })
+    }
 }
 
 /// Builds keyed hashers for maps whose keys a guest chooses.

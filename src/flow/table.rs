@@ -16,6 +16,19 @@ use crate::net::Instant;
 
 use giving_way::Waiting;
 
+pub use giving_way::BegunBy;
+
+/// How many flows there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    /// Of all kinds.
+    pub flows: usize,
+    /// That wait for their other end, of those that either side began.
+    pub half_open: usize,
+    /// Guests' UDP ports, each of which is a port of the host's.
+    pub ports: usize,
+}
+
 /// Generations wrap below this; the bit above marks tokens that are not flows.
 const GENERATION_MASK: u64 = 0x3fff_ffff;
 
@@ -52,9 +65,11 @@ pub struct Table<F> {
     index: HashMap<FlowKey, Token, KeyedState>,
     deadlines: BinaryHeap<Reverse<(Instant, Token)>>,
     waiting: Waiting,
-    /// How many are datagrams'.
+    /// How many are datagrams', and how many of these are guests' ports.
     datagrams: usize,
+    ports: usize,
     limit: usize,
+    most_ports: usize,
     /// The generation of slots that are new: above those of slots that were given up.
     first_generation: u64,
     /// When no more flows than this are left, room is given up.
@@ -75,17 +90,19 @@ fn generation_of(token: Token) -> u64 {
 }
 
 impl<F> Table<F> {
-    /// An empty table for at most `limit` flows.
+    /// An empty table for at most so many flows.
     #[must_use]
-    pub fn new(limit: usize, hash: KeyedState) -> Self {
+    pub fn new(most: Most, hash: KeyedState) -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             index: HashMap::with_hasher(hash),
             deadlines: BinaryHeap::new(),
-            waiting: Waiting::default(),
+            waiting: Waiting::new(most.half_open),
             datagrams: 0,
-            limit,
+            ports: 0,
+            limit: most.flows,
+            most_ports: most.ports,
             first_generation: 0,
             shrink_at: 0,
         }
@@ -112,6 +129,12 @@ impl<F> Table<F> {
             Kind::Stream => self.index.len() - self.datagrams,
         };
         count >= self.limit - self.limit / KEPT_FOR_OTHERS
+    }
+
+    /// There are as many guests' UDP ports as there may be.
+    #[must_use]
+    pub const fn are_ports_used(&self) -> bool {
+        self.ports >= self.most_ports
     }
 
     /// The token that the next [`Table::insert`] will give, for opening the socket of a flow of this kind with.
@@ -168,6 +191,7 @@ impl<F> Table<F> {
         };
         self.slots[slot_of(token)].entry = Some(entry);
         self.datagrams += usize::from(key.kind() == Kind::Datagrams);
+        self.ports += usize::from(key.is_port());
         self.index.insert(key, token);
         self.deadlines.push(Reverse((deadline, token)));
         Ok(token)
@@ -239,6 +263,7 @@ impl<F> Table<F> {
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
         self.index.remove(&entry.key);
         self.datagrams -= usize::from(entry.key.kind() == Kind::Datagrams);
+        self.ports -= usize::from(entry.key.is_port());
         self.trim_deadlines();
         self.free
             .push(u32::try_from(slot_of(token)).unwrap_or(u32::MAX));
@@ -367,6 +392,10 @@ impl<F> Table<F> {
         let of_datagrams = |key: &&FlowKey| key.kind() == Kind::Datagrams;
         if self.index.keys().filter(of_datagrams).count() != self.datagrams {
             return Err(format!("{} flows of datagrams are counted", self.datagrams));
+        }
+        let ports = self.index.keys().filter(|key| key.is_port()).count();
+        if ports != self.ports || ports > self.most_ports {
+            return Err(format!("{ports} ports, {} are counted", self.ports));
         }
         if self.deadlines.len() > self.most_entries() {
             return Err(format!(

@@ -11,7 +11,7 @@ use crate::net::{Duration, Instant, Wire};
 
 /// Endpoints that a port may have sent to and still be answered by, where filtering is strict; the
 /// oldest give way.
-const MAX_CORRESPONDENTS: usize = 512;
+const MAX_CORRESPONDENTS: usize = 128;
 
 /// Whom a guest's port has sent to, as far as filtering needs to know (RFC 4787 section 5).
 struct Correspondents {
@@ -137,9 +137,18 @@ pub struct PublishedPeer {
     pub client: SocketAddr,
     /// The address of the host that it asked, where answers must leave from it.
     pub asked: Option<IpAddr>,
+    /// The guest has sent something to it.
+    pub answered: bool,
 }
 
 impl PublishedPeer {
+    /// Both are the same client, of the same port, whom the guest has answered or not.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let answered = other.answered;
+        Self { answered, ..*self } == *other
+    }
+
     /// The deadline after a datagram either way.
     #[must_use]
     pub fn deadline(now: Instant, timeouts: Timeouts) -> Instant {

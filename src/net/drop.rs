@@ -71,6 +71,8 @@ reasons! {
     Filtered,
     /// A datagram for a flow that has ended meanwhile.
     FlowGone,
+    /// A datagram of a client for whom there is no room among the flows.
+    NoRoom,
     /// What came from a resolver and is no answer to the query.
     DnsUnasked,
     /// The worker that it was handed to had no room for more.

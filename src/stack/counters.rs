@@ -109,6 +109,17 @@ impl Counters {
         self.dropped[reason as usize]
     }
 
+    /// The reasons for which something was dropped, and how often.
+    #[must_use]
+    pub fn drops(&self) -> String {
+        let reasons = DropReason::ALL.iter().zip(self.dropped);
+        let told = reasons.filter(|(_, count)| *count > 0);
+        let told: Vec<String> = told
+            .map(|(reason, count)| format!("{reason:?} {count}"))
+            .collect();
+        told.join(", ")
+    }
+
     /// Every frame is accounted for.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::flow::Turn;
 use crate::host::Host;
 use crate::net::emit::{self, EchoReply, Ends, IcmpError};
 use crate::net::parse::{self, Echo, Ip, Packet, Transport, UdpDatagram};
-use crate::net::{DropReason, Marks, PROTOCOL_ICMPV6, Wire};
+use crate::net::{DropReason, Instant, Marks, PROTOCOL_ICMPV6, Wire};
 
 use super::counters::Disposition;
 use super::{Stack, dhcp, dhcp6, mapping};
@@ -109,12 +109,21 @@ impl<H: Host> Stack<H> {
             let path = self.path(expired.src);
             let gateway = self.config.plan.gateway_like(expired.src);
             if let (Some(original), Some(path), Some(from)) = (expired.beginning, path, gateway)
-                && self.errors.take(turn.now)
+                && self.may_tell(turn.now)
             {
                 let error = IcmpError::ReassemblyTimeExceeded;
                 emit::icmp_error(turn.tx, path.wire, from, error, &original);
             }
         }
+    }
+
+    /// An error that no frame of this turn has earned may be told: of many a part is.
+    pub(super) fn may_tell(&mut self, now: Instant) -> bool {
+        let may = self.errors.take(now);
+        if !may {
+            self.counters.add_drops(DropReason::ErrorRate, 1);
+        }
+        may
     }
 
     /// A packet whose source is no guest's: only who has no address yet may send one, to ask for it.

@@ -44,7 +44,7 @@ use std::sync::Arc;
 use crate::buf::{LinkId, RxMeta, TxCapabilities};
 use crate::config::Config;
 use crate::flow::key::{FlowKey, KeyedState};
-use crate::flow::table::Table;
+use crate::flow::table::{Most, Table};
 use crate::flow::tcp_engine::Path;
 use crate::flow::tcp_pool::EnginePool;
 use crate::flow::{self, Flow};
@@ -52,7 +52,7 @@ use crate::host::{Event, Host, Inbox, Token};
 use crate::net::Mac;
 
 pub use crate::flow::Turn;
-pub use crate::net::Instant;
+pub use crate::net::{Duration, Instant};
 
 use counters::Counters;
 use dhcp::DhcpServer;
@@ -68,6 +68,10 @@ use trains::Train;
 
 /// Bytes of what the network reports about a packet, its payload included.
 const SCRATCH: usize = 65_536;
+
+/// Connections that may wait for their other end at once, of those that guests began, and as many that clients of
+/// published ports did.
+const HALF_OPEN: usize = 4096;
 
 /// What the stack must know of a link.
 #[derive(Debug, Clone, Copy)]
@@ -126,10 +130,15 @@ impl<H: Host> Stack<H> {
     pub fn worker(config: Arc<Config>, link: LinkInfo, seed: [u64; 4], place: Place) -> Self {
         let secrets = Secrets::new(seed);
         let hash = KeyedState::new(secrets.hash_key());
-        let max_flows = usize::try_from(config.max_flows).unwrap_or(usize::MAX);
+        let part = |limit| place.part(usize::try_from(limit).unwrap_or(usize::MAX));
+        let most = Most {
+            flows: part(config.max_flows),
+            half_open: place.part(HALF_OPEN),
+            ports: part(config.max_udp_ports),
+        };
         Self {
             link,
-            table: Table::new(place.part(max_flows), hash),
+            table: Table::new(most, hash),
             engines: EnginePool::new(
                 place.part(config.max_buffer_memory),
                 place.part(config.ring_space),
@@ -199,7 +208,7 @@ impl<H: Host> Stack<H> {
                 Some(Flow::Tcp(flow)) if flow.is_open() => {
                     // Looked at again by the pump below, which sets the next deadline.
                     self.table
-                        .set_deadline(token, turn.now + crate::net::Duration::from_secs(1));
+                        .set_deadline(token, turn.now + Duration::from_secs(1));
                     self.make_ready(token);
                 }
                 Some(Flow::Tcp(_)) => self.tcp_gave_up(turn, token),
@@ -222,6 +231,9 @@ impl<H: Host> Stack<H> {
             let Some(token) = self.ready.pop_front() else {
                 break;
             };
+            if self.table.get(token).is_none() {
+                continue;
+            }
             self.table.unqueue(token);
             self.pump(turn, token);
             // The one that filled the batch is last in line now: the next leads the next turn.
@@ -245,7 +257,16 @@ impl<H: Host> Stack<H> {
     fn make_ready(&mut self, token: Token) {
         if self.table.queue(token) {
             self.ready.push_back(token);
+            // Those that have ended in the queue are still in it, and a guest ends flows as fast as it likes.
+            if self.ready.len() > self.most_ready() {
+                let table = &self.table;
+                self.ready.retain(|token| table.get(*token).is_some());
+            }
         }
+    }
+
+    fn most_ready(&self) -> usize {
+        2 * self.table.len() + 64
     }
 
     /// Lets a flow do what it can.
@@ -310,6 +331,36 @@ impl<H: Host> Stack<H> {
         (self.engines.held(), self.engines.in_use())
     }
 
+    /// Says in the log what is held at this moment, and what became of frames so far.
+    pub fn tell_sizes(&self) {
+        let (buffers, engines) = self.buffers();
+        let Counters {
+            frames_in,
+            answered,
+            forwarded,
+            handed,
+            flows_opened,
+            flows_refused,
+            flows_abandoned,
+            ..
+        } = self.counters;
+        tracing::debug!(
+            flows = self.flows(),
+            ready = self.ready.len(),
+            engines,
+            buffers,
+            frames_in,
+            answered,
+            forwarded,
+            handed,
+            dropped = %self.counters.drops(),
+            flows_opened,
+            flows_refused,
+            flows_abandoned,
+            "sizes"
+        );
+    }
+
     /// What must hold between any two calls; tests ask after every step.
     ///
     /// # Errors
@@ -327,6 +378,9 @@ impl<H: Host> Stack<H> {
         let mut live: Vec<Token> = self.ready.iter().copied().collect();
         live.retain(|token| self.table.get(*token).is_some());
         let ready = live.len();
+        if self.ready.len() > self.most_ready() {
+            return Err(format!("{} in the queue, {ready} live", self.ready.len()));
+        }
         live.sort_unstable();
         live.dedup();
         let queued = self.table.queued();

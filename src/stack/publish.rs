@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use crate::config::{Protocol, Publish};
 use crate::flow::key::{FlowKey, Kind};
 use crate::flow::named_stream::Stream;
+use crate::flow::table::BegunBy;
 use crate::flow::tcp::TcpFlow;
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, TcpSocket, Token};
@@ -302,6 +303,7 @@ impl<H: Host> Stack<H> {
         client: SocketAddr,
         guest: SocketAddr,
     ) -> io::Result<()> {
+        self.limit_half_open(turn, BegunBy::Client);
         let seen = self.client_inside(client, guest);
         let (Some(seen), Ok(token), Some(path)) = (
             self.free_endpoint(guest, seen),
@@ -336,6 +338,7 @@ impl<H: Host> Stack<H> {
             remote: seen,
         };
         self.admit(token, key, Flow::Tcp(flow), turn.now + PAUSE);
+        self.table.set_half_open(turn.now, token, BegunBy::Client);
         self.make_ready(token);
         Ok(())
     }

@@ -12,11 +12,11 @@ use crate::config::Timeouts;
 use crate::flow::key::{FlowKey, Kind};
 use crate::flow::named_stream::{NamedStream, Stream};
 use crate::flow::query::ATTEMPT;
-use crate::flow::table::Full;
+use crate::flow::table::{BegunBy, Full};
 use crate::flow::tcp::{Connected, Progress, TcpFlow};
 use crate::flow::tcp_engine::Syn;
 use crate::flow::{Flow, Turn};
-use crate::host::{Host, QueuedError, Token};
+use crate::host::{Host, QueuedError, TcpSocket, Token};
 use crate::net::emit::{self, BareSegment, Ends, IcmpError};
 use crate::net::parse::{self, Ip, TcpSegment, tcp_flags};
 use crate::net::{DropReason, Duration, IPV6_HEADER, Instant, Marks, Wire};
@@ -67,7 +67,11 @@ fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 fn is_half_open<H: Host>(flow: &Flow<H>) -> bool {
-    matches!(flow, Flow::Tcp(flow) if flow.is_half_open())
+    match flow {
+        Flow::Tcp(flow) => flow.is_half_open(),
+        Flow::Spliced(flow) => !flow.is_open(),
+        Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_) | Flow::Query(_) => false,
+    }
 }
 
 /// The packet without IPv6 extension headers, of which the engine knows nothing.
@@ -238,7 +242,7 @@ impl<H: Host> Stack<H> {
         let deadline = connect_deadline(turn.now, self.config.timeouts, tried + 1 < others);
         let connected = flow.is_connected_already();
         self.admit(token, key, Flow::Tcp(flow), deadline);
-        self.table.set_half_open(turn.now, token);
+        self.table.set_half_open(turn.now, token, BegunBy::Guest);
         if connected {
             self.tcp_connect_ended(turn, token);
             self.make_ready(token);
@@ -254,9 +258,7 @@ impl<H: Host> Stack<H> {
         turn: &mut Turn<'_, H>,
         target: Target,
     ) -> io::Result<(Token, H::Tcp, usize)> {
-        if self.table.is_half_open_full(is_half_open) {
-            self.abandon_oldest(turn, Duration::ZERO);
-        }
+        self.limit_half_open(turn, BegunBy::Guest);
         let begun = self.with_room(turn, Kind::Stream, |stack, host| {
             let token = stack.token(Kind::Stream)?;
             let (socket, tried) = stack.connect_host(host, token, target)?;
@@ -265,6 +267,13 @@ impl<H: Host> Stack<H> {
         let refused = begun.as_ref().is_err_and(is_exhaustion);
         self.counters.flows_refused += u64::from(refused);
         begun
+    }
+
+    /// Makes room for another connection that waits for its other end, where as many do as may.
+    pub(super) fn limit_half_open(&mut self, turn: &mut Turn<'_, H>, begun: BegunBy) {
+        if self.table.is_half_open_full(begun, is_half_open) {
+            self.abandon_oldest(turn, &[begun], Duration::ZERO);
+        }
     }
 
     /// The token for the socket of a new flow of this kind.
@@ -302,18 +311,31 @@ impl<H: Host> Stack<H> {
         let same = self.table.is_share_used(kind);
         let streams = !same || kind == Kind::Stream;
         let datagrams = !same || kind == Kind::Datagrams;
-        (streams && self.abandon_oldest(turn, GRACE))
+        (streams && self.abandon_oldest(turn, &BegunBy::ALL, GRACE))
             || (datagrams && (self.close_unanswered(turn.now) || self.close_idle(turn.now)))
     }
 
-    /// Ends the connection that has waited longest for its other end, if it has for `time`.
-    fn abandon_oldest(&mut self, turn: &mut Turn<'_, H>, time: Duration) -> bool {
-        let oldest = self.table.take_half_open(turn.now - time, is_half_open);
-        let Some(Flow::Tcp(flow)) = oldest else {
-            return false;
-        };
+    /// Ends the connection that has waited longest for its other end, of those that one of `begun` began, if it
+    /// has for `time`.
+    fn abandon_oldest(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        begun: &[BegunBy],
+        time: Duration,
+    ) -> bool {
+        let latest = turn.now - time;
+        match self.table.take_half_open(begun, latest, is_half_open) {
+            Some(Flow::Tcp(flow)) => flow.abandon(turn.now, turn.tx, &mut self.engines),
+            Some(Flow::Spliced(flow)) => {
+                if let Some((socket, ..)) = flow.into_client() {
+                    socket.reset();
+                }
+            }
+            Some(Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_) | Flow::Query(_)) | None => {
+                return false;
+            }
+        }
         self.counters.flows_abandoned += 1;
-        flow.abandon(turn.now, turn.tx, &mut self.engines);
         true
     }
 
@@ -431,7 +453,9 @@ impl<H: Host> Stack<H> {
                 emit::tcp_bare(turn.tx, flow.wire(), answer);
             }
             (Refusal::Unreachable(error), Some(original)) => {
-                if let Some(from) = self.config.plan.gateway_like(flow.ends.src.ip()) {
+                if let Some(from) = self.config.plan.gateway_like(flow.ends.src.ip())
+                    && self.may_tell(turn.now)
+                {
                     emit::icmp_error(turn.tx, flow.wire(), from, error, &original);
                 }
             }

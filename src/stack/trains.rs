@@ -4,6 +4,7 @@
 //! [`Inbox`]. Goes out: trains for the host's sockets (udp(7), `UDP_SEGMENT`) and
 //! for the link. A datagram waits for others no longer than until the batch that it came in is over.
 
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
@@ -24,6 +25,9 @@ const MAX_WAITING: usize = 9_000;
 
 /// Bytes of a packet that are kept for an error to quote: as much as one over IPv6 does (RFC 4443 2.4 c).
 const QUOTED: usize = 1_232;
+
+/// `ENODEV` of errno(3), the same number on all that we run on.
+const NO_SUCH_DEVICE: i32 = 19;
 
 /// The socket that a guest's datagram leaves by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,8 +169,14 @@ impl<H: Host> Stack<H> {
         };
         let sent = match self.exit(departure.exit) {
             Some(socket) => socket.send(&outgoing),
-            None => return Ok(()),
+            // It gave way to another before its datagrams left.
+            None => return Err(Unsent::Silent),
         };
+        if let (Exit::Flow(token), Err(error)) = (departure.exit, &sent)
+            && self.has_lost_its_address(departure, error)
+        {
+            self.table.remove(token);
+        }
         match sent {
             Err(error) if is_too_big(&error) => Err(self.too_long(
                 turn,
@@ -178,6 +188,24 @@ impl<H: Host> Stack<H> {
             )),
             sent => sent.map_err(Into::into),
         }
+    }
+
+    /// A socket that is bound to an address or interface says that it is not there: it may be back as another, to
+    /// which the next datagram's socket will be bound.
+    fn has_lost_its_address(&self, departure: &Departure, error: &io::Error) -> bool {
+        let outbound = if departure.guest.is_ipv6() {
+            &self.config.outbound6
+        } else {
+            &self.config.outbound
+        };
+        let gone = matches!(
+            error.kind(),
+            ErrorKind::NetworkUnreachable
+                | ErrorKind::NetworkDown
+                | ErrorKind::AddrNotAvailable
+                | ErrorKind::InvalidInput
+        ) || error.raw_os_error() == Some(NO_SUCH_DEVICE);
+        outbound.is_some() && gone
     }
 
     fn exit(&mut self, exit: Exit) -> Option<&mut H::Udp> {

@@ -31,6 +31,9 @@ const UNANSWERED: Duration = Duration::from_secs(1);
 /// REQ-5 asks for where there is.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// Datagrams that come in one frame at most: as many as a kernel sends so (`UDP_MAX_SEGMENTS` of include/linux/udp.h).
+const MOST_AT_ONCE: usize = 128;
+
 /// Bytes of a payload that an error quotes at most.
 pub(super) const MAX_QUOTED: usize = 1200;
 
@@ -121,6 +124,12 @@ impl<H: Host> Stack<H> {
         ip: &Ip<'_>,
         udp: &UdpDatagram<'_>,
     ) -> Disposition {
+        if ip
+            .udp_segment
+            .is_some_and(|size| udp.payload.len() > MOST_AT_ONCE * usize::from(size.get()))
+        {
+            return Disposition::Dropped(DropReason::Malformed);
+        }
         let remote = SocketAddr::new(ip.dst, udp.dst_port);
         let guest = SocketAddr::new(ip.src, udp.src_port);
         if let Some(elsewhere) = self.port_elsewhere(guest, remote) {
@@ -200,8 +209,14 @@ impl<H: Host> Stack<H> {
         let Some(Flow::Peer(peer)) = self.table.get(token) else {
             return None;
         };
-        let peer = *peer;
+        let peer = PublishedPeer {
+            answered: true,
+            ..*peer
+        };
         self.published.udp(peer.published)?;
+        if let Some(Flow::Peer(known)) = self.table.get_mut(token) {
+            *known = peer;
+        }
         self.table
             .set_deadline(token, PublishedPeer::deadline(now, self.config.timeouts));
         Some(peer)
@@ -272,7 +287,13 @@ impl<H: Host> Stack<H> {
         } else {
             DatagramRole::Outbound(wish)
         };
+        if self.table.are_ports_used() && !self.close_unanswered(turn.now) {
+            self.close_idle(turn.now);
+        }
         let opened = self.with_room(turn, Kind::Datagrams, |stack, host| {
+            if stack.table.are_ports_used() {
+                return Err(ErrorKind::ResourceBusy.into());
+            }
             let token = stack.token(Kind::Datagrams)?;
             Ok((token, open_datagram(host, token, role)?))
         });
@@ -295,7 +316,11 @@ impl<H: Host> Stack<H> {
 
     /// Closes the port that was opened longest ago and never answered, if it has had its time.
     pub(super) fn close_unanswered(&mut self, now: Instant) -> bool {
-        let waits = |flow: &Flow<H>| matches!(flow, Flow::Udp(flow) if flow.is_unanswered());
+        let waits = |flow: &Flow<H>| match flow {
+            Flow::Udp(flow) => flow.is_unanswered(),
+            Flow::Peer(peer) => !peer.answered,
+            Flow::Tcp(_) | Flow::Spliced(_) | Flow::Echo(_) | Flow::Query(_) => false,
+        };
         let oldest = self.table.take_unanswered(now - UNANSWERED, waits);
         self.counters.flows_abandoned += u64::from(oldest.is_some());
         oldest.is_some()
@@ -408,7 +433,7 @@ impl<H: Host> Stack<H> {
 
     /// Passes an error about a guest's packet on, from the router that reported it.
     pub(super) fn pass_on(
-        &self,
+        &mut self,
         turn: &mut Turn<'_, H>,
         wire: Wire,
         queued: &QueuedError,
@@ -422,6 +447,9 @@ impl<H: Host> Stack<H> {
             Some(plan.gateway().into())
         };
         let Some(gateway) = gateway else { return };
+        if !self.may_tell(turn.now) {
+            return;
+        }
         let from = queued.reporter.map_or(gateway, |reporter| {
             let reporter = SocketAddr::new(reporter, 0);
             mapping::seen_inside(&self.config, reporter, gateway).ip()

@@ -4,11 +4,14 @@
 //! are, that limits refuse the newest and nobody else, and that sockets come back.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::Instant;
 
+use tapgate::buf::{LinkId, RxMeta};
 use tapgate::config::Config;
 use tapgate::host::QueuedError;
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
+use tapgate::net::DropReason;
 use tapgate::net::emit::IcmpError;
 
 use crate::packets::{self, Ip, Ipv4, UDP};
@@ -41,6 +44,7 @@ fn row_26_flow_count() {
     let limit = ports + connections + 1;
     let mut rig = Rig::with(Config {
         max_flows: u32::try_from(limit).unwrap(),
+        max_udp_ports: u32::try_from(ports).unwrap(),
         ..Config::default()
     });
     rig.net.answer_all(ConnectAnswer::Accept);
@@ -86,6 +90,36 @@ fn row_26_flow_count() {
     rig.recovers(0);
 }
 
+#[test]
+fn row_26_most_ports_stay_the_hosts() {
+    const MOST: usize = 500;
+    let mut rig = Rig::with(Config {
+        max_udp_ports: u32::try_from(MOST).unwrap(),
+        ..Config::default()
+    });
+    let ports = |rig: &Rig| rig.net.open_datagram_sockets().len();
+    for nth in 0..MOST {
+        rig.frame(&datagram(nth, b"x"));
+    }
+    assert_eq!((ports(&rig), rig.take().len()), (MOST, 0));
+    // Nobody has had its time: the newest is refused, and nothing else is.
+    rig.frame(&datagram(MOST, b"x"));
+    assert_eq!(rig.received()[0].icmp(), Some((3, 13)));
+    rig.is_alive();
+    // After a second the oldest that was not answered goes, never who was.
+    rig.net.deliver(SocketId(0), addr("192.0.2.1:7"), b"y");
+    rig.secs(2);
+    rig.take();
+    for nth in MOST..2 * MOST - 1 {
+        rig.frame(&datagram(nth, b"x"));
+        assert_eq!((ports(&rig), rig.received().len()), (MOST, 0), "{nth}");
+    }
+    assert!(!rig.net.open_datagram_sockets().is_empty());
+    assert_eq!(rig.net.open_datagram_sockets()[0], SocketId(0));
+    rig.secs(181);
+    rig.recovers(0);
+}
+
 /// Nanoseconds for a segment each way, of the best of many.
 #[expect(
     clippy::disallowed_methods,
@@ -103,6 +137,26 @@ fn cost(rig: &mut Rig, (peer, id): &mut (Peer, SocketId)) -> u128 {
     }
     rig.take();
     best
+}
+
+#[test]
+fn row_28_one_frame_is_no_flood() {
+    let mut rig = Rig::new();
+    let ip = Ipv4::new(OUTSIDE, UDP);
+    let frame = ip.frame(&ip.udp(5000, 7, &[7; 1_200]));
+    let mut sent = |size: u16| {
+        let meta = RxMeta {
+            udp_segment: NonZeroU16::new(size),
+            ..RxMeta::plain(LinkId(0))
+        };
+        rig.with_stack(|stack, turn| stack.handle_frame(turn, &frame, meta));
+        rig.net.take_sent().len()
+    };
+    // As many datagrams as a kernel puts into one, and no more.
+    assert_eq!(sent(10), 120);
+    assert_eq!(sent(9), 0);
+    assert_eq!(sent(1), 0);
+    assert_eq!(rig.dropped(DropReason::Malformed), 2);
 }
 
 #[test]
@@ -299,6 +353,8 @@ fn row_28_empty_datagrams_and_errors() {
         // An event that leads to nothing costs one look.
         rig.turn();
         assert!(rig.take().is_empty());
+        // Errors are told, a thousand a second.
+        rig.millis(1);
     }
     rig.secs(200);
     rig.recovers(0);

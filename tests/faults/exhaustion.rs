@@ -6,6 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use tapgate::buf::{LinkId, RxMeta};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 
 use crate::packets::{self, Ipv4, UDP};
@@ -111,6 +112,30 @@ fn row_05_syn_flood_to_silent_addresses() {
     witness.goes_on(&mut rig);
     witness.ends(&mut rig);
     rig.recovers(0);
+}
+
+#[test]
+fn row_05_requests_that_are_taken_back_leave_nothing_in_line() {
+    let mut rig = Rig::new();
+    rig.net.answer_all(ConnectAnswer::Silent);
+    for round in 0..count(20, 200) {
+        let mut frames = Vec::new();
+        for nth in 0..100_u32 {
+            let mut peer = Peer::new(3000, addr("192.0.2.1:81"));
+            peer.next.seq = u32::try_from(round).unwrap() << 20 | nth << 10;
+            frames.push(peer.syn());
+            frames.push(peer.rst());
+        }
+        // Taken one by one in a turn: the line of those with something to do grows no longer than they are many,
+        // which the check of the stack's holds.
+        rig.with_stack(|stack, turn| {
+            for frame in &frames {
+                stack.handle_frame(turn, frame, RxMeta::plain(LinkId(0)));
+                stack.check().unwrap();
+            }
+        });
+    }
+    assert!(rig.stack.flows() <= 1);
 }
 
 /// A request to a server that has not answered yet.

@@ -3,6 +3,7 @@
 //! In: what the host's calls report meanwhile. Out: what guests are told, that connections which are open
 //! live through it, and that all is as before afterwards.
 
+use tapgate::config::{Config, Outbound};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 
 use crate::count;
@@ -93,6 +94,31 @@ fn row_12_host_address_changes() {
     assert_eq!(told, [Some((3, 13)), Some((3, 1))]);
     rig.net.fail_open(None);
     rig.recovers(0);
+}
+
+/// A port that goes on sending is bound to what is there now, not to what was there when it began.
+#[test]
+fn row_12_ports_are_bound_anew() {
+    // ENODEV, ENETUNREACH, EADDRNOTAVAIL, EINVAL: what send(2) says of a socket whose interface or address has gone.
+    for errno in [19, 101, 99, 22] {
+        let mut rig = Rig::with(Config {
+            outbound: Some(Outbound::Interface("eth0".into())),
+            ..Config::default()
+        });
+        let ip = Ipv4::new(OUTSIDE, UDP);
+        let send = |rig: &mut Rig| {
+            rig.frame(&ip.frame(&ip.udp(9000, 7, b"x")));
+            rig.secs(20);
+            rig.net.take_sent().pop().map(|sent| sent.socket)
+        };
+        assert_eq!(send(&mut rig), Some(SocketId(0)));
+        assert_eq!(send(&mut rig), Some(SocketId(0)), "as long as all is well");
+        rig.net.fail_datagrams(Some(errno));
+        assert_eq!(send(&mut rig), None);
+        rig.net.fail_datagrams(None);
+        assert_eq!(send(&mut rig), Some(SocketId(1)), "{errno}");
+        rig.recovers(0);
+    }
 }
 
 #[test]

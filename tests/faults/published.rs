@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use tapgate::config::{Config, Protocol, Publish, Splice};
-use tapgate::host::simulated::SocketId;
+use tapgate::host::simulated::{ConnectAnswer, SocketId};
 use tapgate::net::Duration;
 
 use crate::count;
@@ -16,6 +16,9 @@ use crate::peer::{ACK, FIN, Peer, RST, SYN, Seen};
 use crate::rig::{Rig, addr};
 
 const TCP_PORT: &str = "0.0.0.0:8080";
+
+/// Clients that may wait for the guest at once.
+const HALF_OPEN: usize = 4096;
 
 fn publish(rig: &mut Rig, protocol: Protocol, host: &str) {
     let rule = Publish {
@@ -102,7 +105,9 @@ fn row_42_ends_that_do_not_behave() {
         rig.secs(11);
         assert_eq!((rig.stack.flows(), rig.net.open_sockets()), (0, 1));
     }
-    silent(&mut rig, total);
+    for lot in (0..total).step_by(HALF_OPEN) {
+        silent(&mut rig, HALF_OPEN.min(total - lot));
+    }
     rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
     rig.recovers(0);
 }
@@ -133,6 +138,66 @@ fn silent(rig: &mut Rig, total: usize) {
     }
     assert_eq!(rig.stack.flows(), 0);
     rig.pass(Duration::from_secs(1));
+}
+
+#[test]
+fn row_42_clients_of_a_silent_guest_keep_nobody_out() {
+    let more = count(300, 6_000);
+    let mut rig = Rig::new();
+    publish(&mut rig, Protocol::Tcp, TCP_PORT);
+    rig.net.answer(addr("192.0.2.1:81"), ConnectAnswer::Silent);
+    // The guest's own, which waits as well, is older than all of them.
+    let own = Peer::new(998, addr("192.0.2.1:81")).syn();
+    rig.frame(&own);
+    let waits = *rig.net.connections().last().unwrap();
+    rig.secs(1);
+    let clients: Vec<SocketId> = (0..HALF_OPEN + more)
+        .map(|nth| {
+            let (id, ..) = called(&mut rig, nth);
+            assert!(rig.net.open_sockets() <= HALF_OPEN + 2);
+            id
+        })
+        .collect();
+    let (oldest, others) = clients.split_at(more);
+    assert!(oldest.iter().all(|id| rig.net.server_sees_reset(*id)));
+    assert!(!others.iter().any(|id| rig.net.server_sees_reset(*id)));
+    assert!(!rig.net.is_closed(waits), "it is none of theirs");
+    rig.is_alive();
+    rig.only_count();
+    rig.secs(140);
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.recovers(0);
+}
+
+#[test]
+fn row_42_clients_that_the_guest_does_not_answer_give_way_first() {
+    const MOST: usize = 800;
+    let mut rig = Rig::with(Config {
+        max_flows: u32::try_from(MOST).unwrap(),
+        ..Config::default()
+    });
+    publish(&mut rig, Protocol::Udp, "0.0.0.0:5353");
+    let from =
+        |nth: usize| SocketAddr::new([192, 0, 2, 9].into(), u16::try_from(1000 + nth).unwrap());
+    // One is answered.
+    rig.net.deliver(SocketId(0), from(0), b"question");
+    rig.turn();
+    rig.frame(&packets::udp_frame(80, from(0), b"answer"));
+    rig.secs(2);
+    for nth in 1..3 * MOST {
+        rig.net.deliver(SocketId(0), from(nth), b"question");
+        rig.turn();
+        rig.millis(5);
+    }
+    let _ = rig.net.take_sent();
+    // A port of the guest's finds a place all the same, and so does the answered one's next.
+    rig.frame(&packets::udp_frame(5000, addr("192.0.2.1:7"), b"hello"));
+    rig.frame(&packets::udp_frame(80, from(0), b"more"));
+    let sent = rig.net.take_sent();
+    let payloads: Vec<&[u8]> = sent.iter().map(|it| it.payload.as_slice()).collect();
+    assert_eq!(payloads, [&b"hello"[..], b"more"]);
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.recovers(0);
 }
 
 #[test]

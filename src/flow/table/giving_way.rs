@@ -1,7 +1,8 @@
 //! Who gives way where there is no room: first what is over, then what has waited longest for an answer, then what was
 //! idle the longest. An open connection never does.
 //!
-//! Owns queues of flows by the time since which they wait. What is in a queue may be gone, or wait no longer: that is
+//! Owns queues of flows by the time since which they wait: connections that the guest began, and those that the host's
+//! clients did, each have their own, so that neither can crowd the other out. What is in a queue may be gone, or wait no longer: that is
 //! found out when it comes up, so nothing is to be done for a flow that goes on.
 
 use std::collections::VecDeque;
@@ -10,22 +11,40 @@ use super::{Full, KEPT, Table};
 use crate::host::Token;
 use crate::net::Instant;
 
-/// Flows that may wait for their other end at once.
-const HALF_OPEN: usize = 4096;
-/// As many must have come before all that wait are looked at again.
-const BETWEEN_LOOKS: usize = HALF_OPEN / 4;
 /// Flows that are looked at to find one that is idle.
 const LOOKS: usize = 64;
 
-/// The queues, each with the oldest first.
+/// Who began a connection that waits for its other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BegunBy {
+    /// The guest.
+    Guest,
+    /// A client of a published port's.
+    Client,
+}
+
+impl BegunBy {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::Guest, Self::Client];
+}
+
+/// Flows that wait for their other end, the oldest first.
 #[derive(Debug, Default)]
+struct HalfOpen {
+    queue: VecDeque<(Instant, Token)>,
+    /// How many have come since all of them were looked at.
+    came: usize,
+}
+
+/// The queues, each with the oldest first.
+#[derive(Debug)]
 pub(super) struct Waiting {
     /// Flows that are over but remembered: they give way to new ones.
     over: VecDeque<Token>,
-    /// Flows that wait for their other end.
-    half_open: VecDeque<(Instant, Token)>,
-    /// Flows that have come since all of these were looked at.
-    half_opened: usize,
+    /// Flows that wait for their other end, by who began them.
+    half_open: [HalfOpen; BegunBy::ALL.len()],
+    /// So many of each may at once.
+    most_half_open: usize,
     /// Flows that nobody has answered.
     unanswered: VecDeque<(Instant, Token)>,
     /// Flows that may be idle, and when they were last seen not to be.
@@ -33,20 +52,33 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    pub(super) fn new(most_half_open: usize) -> Self {
+        Self {
+            over: VecDeque::new(),
+            half_open: Default::default(),
+            most_half_open,
+            unanswered: VecDeque::new(),
+            idle: VecDeque::new(),
+        }
+    }
+
     /// Gives up room that a crowd has left behind.
     pub(super) fn shrink(&mut self) {
         self.over.shrink_to(KEPT);
-        self.half_open.shrink_to(KEPT);
+        for half_open in &mut self.half_open {
+            half_open.queue.shrink_to(KEPT);
+        }
         self.unanswered.shrink_to(KEPT);
         self.idle.shrink_to(KEPT);
     }
 
     /// The bounds hold.
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.half_open.len() > HALF_OPEN {
-            return Err(format!("{} are half open", self.half_open.len()));
+        let mut counts = self.half_open.iter().map(|it| it.queue.len());
+        match counts.find(|count| *count > self.most_half_open) {
+            Some(count) => Err(format!("{count} are half open")),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -73,42 +105,60 @@ impl<F> Table<F> {
     }
 
     /// Notes that a flow waits for its other end from now on.
-    pub fn set_half_open(&mut self, now: Instant, token: Token) {
-        self.waiting.half_open.push_back((now, token));
-        self.waiting.half_opened += 1;
+    pub fn set_half_open(&mut self, now: Instant, token: Token, begun: BegunBy) {
+        let half_open = &mut self.waiting.half_open[begun as usize];
+        half_open.queue.push_back((now, token));
+        half_open.came += 1;
     }
 
-    /// Takes out the flow that has waited longest for its other end, if it has since `latest` at least;
-    /// `waits` says whether one does.
-    pub fn take_half_open(&mut self, latest: Instant, waits: impl Fn(&F) -> bool) -> Option<F> {
-        let (since, token) = self.longest_half_open(waits)?;
+    /// Takes out the flow that has waited longest for its other end, of those that one of `begun` began, if it
+    /// has since `latest` at least; `waits` says whether one does.
+    pub fn take_half_open(
+        &mut self,
+        begun: &[BegunBy],
+        latest: Instant,
+        waits: impl Fn(&F) -> bool,
+    ) -> Option<F> {
+        let longest = begun
+            .iter()
+            .filter_map(|&begun| Some((self.longest_half_open(begun, &waits)?, begun)));
+        let ((since, token), begun) = longest.min_by_key(|((since, _), _)| *since)?;
         if since > latest {
             return None;
         }
-        self.waiting.half_open.pop_front();
+        self.waiting.half_open[begun as usize].queue.pop_front();
         self.remove(token)
     }
 
-    fn longest_half_open(&mut self, waits: impl Fn(&F) -> bool) -> Option<(Instant, Token)> {
-        while let Some(&(since, token)) = self.waiting.half_open.front() {
+    fn longest_half_open(
+        &mut self,
+        begun: BegunBy,
+        waits: impl Fn(&F) -> bool,
+    ) -> Option<(Instant, Token)> {
+        while let Some(&(since, token)) = self.waiting.half_open[begun as usize].queue.front() {
             if self.get(token).is_some_and(&waits) {
                 return Some((since, token));
             }
-            self.waiting.half_open.pop_front();
+            self.waiting.half_open[begun as usize].queue.pop_front();
         }
         None
     }
 
-    /// As many flows wait for their other end as may.
-    pub fn is_half_open_full(&mut self, waits: impl Fn(&F) -> bool) -> bool {
+    /// As many flows that these began wait for their other end as may.
+    pub fn is_half_open_full(&mut self, begun: BegunBy, waits: impl Fn(&F) -> bool) -> bool {
+        let most = self.waiting.most_half_open;
+        let half_open = &mut self.waiting.half_open[begun as usize];
         // Looking at all costs each newcomer no more than a few looks.
-        if self.waiting.half_open.len() >= HALF_OPEN && self.waiting.half_opened >= BETWEEN_LOOKS {
-            let mut kept = std::mem::take(&mut self.waiting.half_open);
+        if half_open.queue.len() >= most && half_open.came >= most / 4 {
+            let mut kept = std::mem::take(&mut half_open.queue);
             kept.retain(|&(_, token)| self.get(token).is_some_and(&waits));
-            self.waiting.half_open = kept;
-            self.waiting.half_opened = 0;
+            self.waiting.half_open[begun as usize] = HalfOpen {
+                queue: kept,
+                came: 0,
+            };
         }
-        self.longest_half_open(waits).is_some() && self.waiting.half_open.len() >= HALF_OPEN
+        self.longest_half_open(begun, waits).is_some()
+            && self.waiting.half_open[begun as usize].queue.len() >= most
     }
 
     /// Notes that a flow has not been answered; once it is, it may be idle.

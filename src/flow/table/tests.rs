@@ -21,7 +21,12 @@ fn at(seconds: i64) -> Instant {
 }
 
 fn table(limit: usize) -> Table<u16> {
-    Table::new(limit, KeyedState::new((1, 2)))
+    let most = Most {
+        flows: limit,
+        half_open: limit,
+        ports: limit,
+    };
+    Table::new(most, KeyedState::new((1, 2)))
 }
 
 #[test]

@@ -66,9 +66,11 @@ impl<H: Host> Stack<H> {
             published: id,
             client: first.from,
             asked: first.asked,
+            answered: false,
         };
         let Some(seen) = self.note_peer(turn.now, guest, peer) else {
             self.counters.flows_refused += 1;
+            self.counters.add_drops(DropReason::NoRoom, 1);
             return 1;
         };
         let Some(path) = self.path(guest.ip()) else {
@@ -140,10 +142,10 @@ impl<H: Host> Stack<H> {
                 }
                 let token = token.ok()?;
                 self.admit(token, key, Flow::Peer(peer), deadline);
-                self.table.set_idle(now, token);
+                self.table.set_unanswered(now, token);
                 return Some(seen);
             };
-            if matches!(self.table.get(token), Some(Flow::Peer(known)) if *known == peer) {
+            if matches!(self.table.get(token), Some(Flow::Peer(known)) if known.is_same(&peer)) {
                 self.table.set_deadline(token, deadline);
                 return Some(seen);
             }
