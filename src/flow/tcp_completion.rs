@@ -122,7 +122,14 @@ pub(super) fn finish(
 }
 
 /// Writes the window into a TCP segment that the guest may fill, and takes note of what is sent.
-pub(super) fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u32)) {
+///
+/// The guest takes what is up to `reach`, where that is known.
+pub(super) fn announce(
+    tcp: &mut [u8],
+    sent: &mut Sent,
+    (limit, scale): (u32, u32),
+    reach: Option<u32>,
+) {
     let [.., high, low] = tcp[..16] else { return };
     let (flags, field) = (tcp[13], u16::from_be_bytes([high, low]));
     let seq = word(tcp, 4).wrapping_add(sent.withheld);
@@ -133,7 +140,8 @@ pub(super) fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u3
     let length = u32::try_from(payload).unwrap_or(u32::MAX) + controls.count_ones();
     let end = seq.wrapping_add(length);
     let is_syn = flags & tcp_flags::SYN != 0;
-    if is_syn || end.wrapping_sub(sent.next).cast_signed() > 0 {
+    let is_new = is_syn || end.wrapping_sub(sent.next).cast_signed() > 0;
+    if is_new {
         sent.next = end;
     }
     tcp[4..8].copy_from_slice(&seq.to_be_bytes());
@@ -145,9 +153,10 @@ pub(super) fn announce(tcp: &mut [u8], sent: &mut Sent, (limit, scale): (u32, u3
     // announces nothing.
     if flags & tcp_flags::ACK != 0 && flags & tcp_flags::RST == 0 {
         let shift = if is_syn { 0 } else { scale };
-        // What probes the guest's window, or asks whether it is there, has one byte; smoltcp 0.14 forgets at once which
-        // window it wrote there, and takes no more than it has said elsewhere.
-        let limit = if payload == 1 && !is_syn {
+        // A byte that the guest does not take probes its window, one that it has asks whether it is there; smoltcp 0.14
+        // forgets at once which window it wrote there, and takes no more than it has said elsewhere.
+        let taken = reach.is_none_or(|reach| reach.wrapping_sub(end).cast_signed() >= 0);
+        let limit = if payload == 1 && !(is_new && taken) {
             sent.edge
         } else {
             sent.room = ack.wrapping_add(u32::from(field) << shift);

@@ -205,10 +205,14 @@ impl TxToken for Transmit<'_> {
                 result = Some(write(packet));
             }
             let start = ETHERNET_HEADER + usize::from(path.header_len());
-            let reach = reach.map(|reach| reach.wrapping_sub(sent.withheld));
-            let len = shorten(frame, start, reach);
+            let withheld = sent.withheld;
+            let len = shorten(
+                frame,
+                start,
+                reach.map(|reach| reach.wrapping_sub(withheld)),
+            );
             let frame = &mut frame[..len];
-            announce(&mut frame[start..], sent, limit);
+            announce(&mut frame[start..], sent, limit, reach);
             let offload = finish(frame, path, (segment, mss), now, sent);
             (Some((len, offload)), ())
         });

@@ -16,7 +16,7 @@ use crate::flow::table::{BegunBy, Full};
 use crate::flow::tcp::{Connected, Progress, TcpFlow};
 use crate::flow::tcp_engine::Syn;
 use crate::flow::{Flow, Turn};
-use crate::host::{Host, QueuedError, TcpSocket, Token};
+use crate::host::{Host, QueuedError, Token};
 use crate::net::emit::{self, BareSegment, Ends, IcmpError};
 use crate::net::parse::{self, Ip, TcpSegment, tcp_flags};
 use crate::net::{DropReason, Duration, IPV6_HEADER, Instant, Marks, Wire};
@@ -67,11 +67,7 @@ fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 fn is_half_open<H: Host>(flow: &Flow<H>) -> bool {
-    match flow {
-        Flow::Tcp(flow) => flow.is_half_open(),
-        Flow::Spliced(flow) => !flow.is_open(),
-        Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_) | Flow::Query(_) => false,
-    }
+    matches!(flow, Flow::Tcp(flow) if flow.is_half_open())
 }
 
 /// The packet without IPv6 extension headers, of which the engine knows nothing.
@@ -312,7 +308,8 @@ impl<H: Host> Stack<H> {
         let streams = !same || kind == Kind::Stream;
         let datagrams = !same || kind == Kind::Datagrams;
         (streams && self.abandon_oldest(turn, &BegunBy::ALL, GRACE))
-            || (datagrams && (self.close_unanswered(turn.now) || self.close_idle(turn.now)))
+            || (datagrams
+                && (self.close_unanswered(turn.now, &BegunBy::ALL) || self.close_idle(turn.now)))
     }
 
     /// Ends the connection that has waited longest for its other end, of those that one of `begun` began, if it
@@ -324,17 +321,11 @@ impl<H: Host> Stack<H> {
         time: Duration,
     ) -> bool {
         let latest = turn.now - time;
-        match self.table.take_half_open(begun, latest, is_half_open) {
-            Some(Flow::Tcp(flow)) => flow.abandon(turn.now, turn.tx, &mut self.engines),
-            Some(Flow::Spliced(flow)) => {
-                if let Some((socket, ..)) = flow.into_client() {
-                    socket.reset();
-                }
-            }
-            Some(Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_) | Flow::Query(_)) | None => {
-                return false;
-            }
-        }
+        let oldest = self.table.take_half_open(begun, latest, is_half_open);
+        let Some(Flow::Tcp(flow)) = oldest else {
+            return false;
+        };
+        flow.abandon(turn.now, turn.tx, &mut self.engines);
         self.counters.flows_abandoned += 1;
         true
     }

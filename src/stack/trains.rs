@@ -198,12 +198,10 @@ impl<H: Host> Stack<H> {
         } else {
             &self.config.outbound
         };
+        // That there is no route may be the destination's fault.
         let gone = matches!(
             error.kind(),
-            ErrorKind::NetworkUnreachable
-                | ErrorKind::NetworkDown
-                | ErrorKind::AddrNotAvailable
-                | ErrorKind::InvalidInput
+            ErrorKind::AddrNotAvailable | ErrorKind::InvalidInput
         ) || error.raw_os_error() == Some(NO_SUCH_DEVICE);
         outbound.is_some() && gone
     }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::flow::echo::EchoFlow;
 use crate::flow::key::{FlowKey, Kind};
+use crate::flow::table::BegunBy;
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, PortWish, QueuedError, Received, Token, UdpSocket};
@@ -287,9 +288,7 @@ impl<H: Host> Stack<H> {
         } else {
             DatagramRole::Outbound(wish)
         };
-        if self.table.are_ports_used() && !self.close_unanswered(turn.now) {
-            self.close_idle(turn.now);
-        }
+        self.limit_ports(turn.now);
         let opened = self.with_room(turn, Kind::Datagrams, |stack, host| {
             if stack.table.are_ports_used() {
                 return Err(ErrorKind::ResourceBusy.into());
@@ -310,18 +309,32 @@ impl<H: Host> Stack<H> {
         );
         let deadline = turn.now;
         self.admit(token, key, Flow::Udp(flow), deadline);
-        self.table.set_unanswered(turn.now, token);
+        self.table.set_unanswered(turn.now, token, BegunBy::Guest);
         Ok(token)
     }
 
-    /// Closes the port that was opened longest ago and never answered, if it has had its time.
-    pub(super) fn close_unanswered(&mut self, now: Instant) -> bool {
+    /// Makes room for another port of the guest's, where there are as many as may be.
+    fn limit_ports(&mut self, now: Instant) {
+        /// What is idle need be no port.
+        const LOOKS: usize = 16;
+        if self.table.are_ports_used() && !self.close_unanswered(now, &[BegunBy::Guest]) {
+            for _ in 0..LOOKS {
+                if !self.table.are_ports_used() || !self.close_idle(now) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Closes the port, or the client of a published one, that came longest ago and was never answered, if it has had
+    /// its time.
+    pub(super) fn close_unanswered(&mut self, now: Instant, begun: &[BegunBy]) -> bool {
         let waits = |flow: &Flow<H>| match flow {
             Flow::Udp(flow) => flow.is_unanswered(),
             Flow::Peer(peer) => !peer.answered,
             Flow::Tcp(_) | Flow::Spliced(_) | Flow::Echo(_) | Flow::Query(_) => false,
         };
-        let oldest = self.table.take_unanswered(now - UNANSWERED, waits);
+        let oldest = self.table.take_unanswered(begun, now - UNANSWERED, waits);
         self.counters.flows_abandoned += u64::from(oldest.is_some());
         oldest.is_some()
     }

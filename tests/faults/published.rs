@@ -201,6 +201,35 @@ fn row_42_clients_that_the_guest_does_not_answer_give_way_first() {
 }
 
 #[test]
+fn row_42_clients_that_are_idle_give_way_to_newer_ones() {
+    const MOST: usize = 800;
+    let mut rig = Rig::with(Config {
+        max_flows: u32::try_from(MOST).unwrap(),
+        ..Config::default()
+    });
+    publish(&mut rig, Protocol::Udp, "0.0.0.0:5353");
+    let ask = |rig: &mut Rig, nth: usize| {
+        let port = u16::try_from(1000 + nth).unwrap();
+        let client = SocketAddr::new([192, 0, 2, 9].into(), port);
+        rig.net.deliver(SocketId(0), client, b"question");
+        rig.turn();
+        rig.frame(&packets::udp_frame(80, client, b"answer"));
+        rig.net.take_sent().pop().map(|sent| sent.to) == Some(client)
+    };
+    // Seven eighths of the table; whoever comes then has to wait until somebody is idle.
+    for nth in 0..MOST * 7 / 8 {
+        assert!(ask(&mut rig, nth), "{nth}");
+    }
+    assert!(!ask(&mut rig, MOST));
+    rig.secs(31);
+    for nth in 0..100 {
+        assert!(ask(&mut rig, MOST + nth), "{nth}");
+    }
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.recovers(0);
+}
+
+#[test]
 fn row_52_udp_client_on_the_loopback() {
     let mut rig = Rig::with(Config {
         host_loopback: false,

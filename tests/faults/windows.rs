@@ -197,6 +197,25 @@ fn fill(rig: &mut Rig, peer: &mut Peer, data: &[u8], scale: u32) -> usize {
 }
 
 #[test]
+fn row_15_answers_of_a_byte_keep_the_window_open() {
+    let mut rig = Rig::new();
+    let (mut peer, id) = rig.open(999, crate::rig::echo());
+    for nth in 0..200 {
+        rig.frame(&peer.data(&[7; 1000]));
+        assert_eq!(rig.net.server_read(id, 2000).len(), 1000);
+        assert_eq!(rig.net.server_write(id, b"k"), 1);
+        rig.turn();
+        let came = peer.read(&rig.received());
+        peer.take_all(&came);
+        let last = came.last().unwrap();
+        assert_eq!(last.ack, peer.next.seq);
+        assert!(last.window >= 16_000, "{} after {nth}", last.window);
+    }
+    rig.frame(&peer.rst());
+    rig.recovers(0);
+}
+
+#[test]
 fn row_16_window_that_closes_with_the_last_acknowledgement() {
     let mut rig = Rig::new();
     let (mut peer, id) = rig.open(999, crate::rig::echo());

@@ -45,8 +45,8 @@ pub(super) struct Waiting {
     half_open: [HalfOpen; BegunBy::ALL.len()],
     /// So many of each may at once.
     most_half_open: usize,
-    /// Flows that nobody has answered.
-    unanswered: VecDeque<(Instant, Token)>,
+    /// Flows that nobody has answered: the guest's ports, and clients of published ones.
+    unanswered: [VecDeque<(Instant, Token)>; BegunBy::ALL.len()],
     /// Flows that may be idle, and when they were last seen not to be.
     idle: VecDeque<(Instant, Token)>,
 }
@@ -57,7 +57,7 @@ impl Waiting {
             over: VecDeque::new(),
             half_open: Default::default(),
             most_half_open,
-            unanswered: VecDeque::new(),
+            unanswered: Default::default(),
             idle: VecDeque::new(),
         }
     }
@@ -68,7 +68,9 @@ impl Waiting {
         for half_open in &mut self.half_open {
             half_open.queue.shrink_to(KEPT);
         }
-        self.unanswered.shrink_to(KEPT);
+        for unanswered in &mut self.unanswered {
+            unanswered.shrink_to(KEPT);
+        }
         self.idle.shrink_to(KEPT);
     }
 
@@ -162,28 +164,45 @@ impl<F> Table<F> {
     }
 
     /// Notes that a flow has not been answered; once it is, it may be idle.
-    pub fn set_unanswered(&mut self, now: Instant, token: Token) {
-        let entry = (now, token);
-        self.waiting.unanswered.push_back(entry);
-        if self.waiting.unanswered.len() > self.most_entries() {
-            let queue = std::mem::take(&mut self.waiting.unanswered);
-            self.waiting.unanswered = self.living(queue);
+    pub fn set_unanswered(&mut self, now: Instant, token: Token, begun: BegunBy) {
+        self.waiting.unanswered[begun as usize].push_back((now, token));
+        if self.waiting.unanswered[begun as usize].len() > self.most_entries() {
+            let queue = std::mem::take(&mut self.waiting.unanswered[begun as usize]);
+            self.waiting.unanswered[begun as usize] = self.living(queue);
         }
     }
 
-    /// Takes out the flow that has not been answered for the longest time, if it has not since `latest` at
-    /// least; `waits` says whether one has not.
-    pub fn take_unanswered(&mut self, latest: Instant, waits: impl Fn(&F) -> bool) -> Option<F> {
-        while let Some(&(since, token)) = self.waiting.unanswered.front() {
+    /// Takes out the flow that has not been answered for the longest time, of those that one of `begun` began, if it
+    /// has not since `latest` at least; `waits` says whether one has not.
+    pub fn take_unanswered(
+        &mut self,
+        begun: &[BegunBy],
+        latest: Instant,
+        waits: impl Fn(&F) -> bool,
+    ) -> Option<F> {
+        let longest = begun
+            .iter()
+            .filter_map(|&begun| Some((self.longest_unanswered(begun, &waits)?, begun)));
+        let ((since, token), begun) = longest.min_by_key(|((since, _), _)| *since)?;
+        if since > latest {
+            return None;
+        }
+        self.waiting.unanswered[begun as usize].pop_front();
+        self.remove(token)
+    }
+
+    fn longest_unanswered(
+        &mut self,
+        begun: BegunBy,
+        waits: impl Fn(&F) -> bool,
+    ) -> Option<(Instant, Token)> {
+        while let Some(&(since, token)) = self.waiting.unanswered[begun as usize].front() {
             let flow = self.get(token);
-            let (lives, still) = (flow.is_some(), flow.is_some_and(&waits));
-            if still && since > latest {
-                return None;
+            if flow.is_some_and(&waits) {
+                return Some((since, token));
             }
-            self.waiting.unanswered.pop_front();
-            if still {
-                return self.remove(token);
-            }
+            let lives = flow.is_some();
+            self.waiting.unanswered[begun as usize].pop_front();
             if lives {
                 self.set_idle(since, token);
             }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use super::{Port, Socket, Step, after_error, listener_token};
 use crate::flow::key::{FlowKey, Kind};
+use crate::flow::table::BegunBy;
 use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
 use crate::host::{Host, QueuedError, Received, UdpSocket};
@@ -137,12 +138,14 @@ impl<H: Host> Stack<H> {
             };
             let Some(token) = self.table.find(&key) else {
                 let mut token = self.token(Kind::Datagrams);
-                if token.is_err() && self.close_idle(now) {
+                if token.is_err()
+                    && (self.close_unanswered(now, &BegunBy::ALL) || self.close_idle(now))
+                {
                     token = self.token(Kind::Datagrams);
                 }
                 let token = token.ok()?;
                 self.admit(token, key, Flow::Peer(peer), deadline);
-                self.table.set_unanswered(now, token);
+                self.table.set_unanswered(now, token, BegunBy::Client);
                 return Some(seen);
             };
             if matches!(self.table.get(token), Some(Flow::Peer(known)) if known.is_same(&peer)) {
