@@ -16,7 +16,7 @@ use crate::net::Instant;
 
 use giving_way::Waiting;
 
-pub use giving_way::BegunBy;
+pub use giving_way::{BegunBy, Wait};
 
 /// How many flows there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

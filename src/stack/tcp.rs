@@ -12,7 +12,7 @@ use crate::config::Timeouts;
 use crate::flow::key::{FlowKey, Kind};
 use crate::flow::named_stream::{NamedStream, Stream};
 use crate::flow::query::ATTEMPT;
-use crate::flow::table::{BegunBy, Full};
+use crate::flow::table::{BegunBy, Full, Wait};
 use crate::flow::tcp::{Connected, Progress, TcpFlow};
 use crate::flow::tcp_engine::Syn;
 use crate::flow::{Flow, Turn};
@@ -321,7 +321,9 @@ impl<H: Host> Stack<H> {
         time: Duration,
     ) -> bool {
         let latest = turn.now - time;
-        let oldest = self.table.take_half_open(begun, latest, is_half_open);
+        let oldest = self
+            .table
+            .take_longest(Wait::OtherEnd, begun, latest, is_half_open);
         let Some(Flow::Tcp(flow)) = oldest else {
             return false;
         };

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::flow::echo::EchoFlow;
 use crate::flow::key::{FlowKey, Kind};
-use crate::flow::table::BegunBy;
+use crate::flow::table::{BegunBy, Wait};
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, PortWish, QueuedError, Received, Token, UdpSocket};
@@ -334,7 +334,9 @@ impl<H: Host> Stack<H> {
             Flow::Peer(peer) => !peer.answered,
             Flow::Tcp(_) | Flow::Spliced(_) | Flow::Echo(_) | Flow::Query(_) => false,
         };
-        let oldest = self.table.take_unanswered(begun, now - UNANSWERED, waits);
+        let oldest = self
+            .table
+            .take_longest(Wait::Answer, begun, now - UNANSWERED, waits);
         self.counters.flows_abandoned += u64::from(oldest.is_some());
         oldest.is_some()
     }

@@ -10,11 +10,10 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
 use anyhow::{Context as _, Result};
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::number;
-use crate::serve::listen;
+use crate::serve::{self, listen};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 256 * 1024;
@@ -89,11 +88,7 @@ impl Relay {
     fn run(&mut self) -> Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => continue,
-                Err(error) => return Err(error).context("epoll"),
-            };
+            let count = serve::wait(&self.epoll, &mut events)?;
             for event in &events[..count] {
                 match event.data() {
                     INPUT => return Ok(()),

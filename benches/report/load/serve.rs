@@ -56,6 +56,15 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// How many events there are, once there are some, or a signal came.
+pub(crate) fn wait(epoll: &Epoll, events: &mut [EpollEvent]) -> Result<usize> {
+    match epoll.wait(events, EpollTimeout::NONE) {
+        Ok(count) => Ok(count),
+        Err(Errno::EINTR) => Ok(0),
+        Err(error) => Err(error).context("epoll"),
+    }
+}
+
 fn echo_datagrams(socket: &UdpSocket) {
     let mut bytes = [0; 65536];
     loop {
@@ -82,11 +91,7 @@ impl Server {
     fn run(&mut self) -> Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => continue,
-                Err(error) => return Err(error).context("epoll"),
-            };
+            let count = wait(&self.epoll, &mut events)?;
             for event in &events[..count] {
                 if event.data() == INPUT {
                     return Ok(());

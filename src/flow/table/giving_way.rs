@@ -28,6 +28,15 @@ impl BegunBy {
     pub const ALL: [Self; 2] = [Self::Guest, Self::Client];
 }
 
+/// What a flow waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// A connection for its other end.
+    OtherEnd,
+    /// Datagrams for an answer.
+    Answer,
+}
+
 /// Flows that wait for their other end, the oldest first.
 #[derive(Debug, Default)]
 struct HalfOpen {
@@ -59,6 +68,14 @@ impl Waiting {
             most_half_open,
             unanswered: Default::default(),
             idle: VecDeque::new(),
+        }
+    }
+
+    /// Those that wait for this, and whom one of these began.
+    const fn queue(&mut self, wait: Wait, begun: BegunBy) -> &mut VecDeque<(Instant, Token)> {
+        match wait {
+            Wait::OtherEnd => &mut self.half_open[begun as usize].queue,
+            Wait::Answer => &mut self.unanswered[begun as usize],
         }
     }
 
@@ -113,35 +130,43 @@ impl<F> Table<F> {
         half_open.came += 1;
     }
 
-    /// Takes out the flow that has waited longest for its other end, of those that one of `begun` began, if it
-    /// has since `latest` at least; `waits` says whether one does.
-    pub fn take_half_open(
+    /// Takes out the flow that has waited longest, of those that one of `begun` began, if it has since `latest` at
+    /// least; `waits` says whether one does.
+    pub fn take_longest(
         &mut self,
+        wait: Wait,
         begun: &[BegunBy],
         latest: Instant,
         waits: impl Fn(&F) -> bool,
     ) -> Option<F> {
         let longest = begun
             .iter()
-            .filter_map(|&begun| Some((self.longest_half_open(begun, &waits)?, begun)));
+            .filter_map(|&begun| Some((self.longest(wait, begun, &waits)?, begun)));
         let ((since, token), begun) = longest.min_by_key(|((since, _), _)| *since)?;
         if since > latest {
             return None;
         }
-        self.waiting.half_open[begun as usize].queue.pop_front();
+        self.waiting.queue(wait, begun).pop_front();
         self.remove(token)
     }
 
-    fn longest_half_open(
+    fn longest(
         &mut self,
+        wait: Wait,
         begun: BegunBy,
         waits: impl Fn(&F) -> bool,
     ) -> Option<(Instant, Token)> {
-        while let Some(&(since, token)) = self.waiting.half_open[begun as usize].queue.front() {
-            if self.get(token).is_some_and(&waits) {
+        while let Some(&(since, token)) = self.waiting.queue(wait, begun).front() {
+            let flow = self.get(token);
+            if flow.is_some_and(&waits) {
                 return Some((since, token));
             }
-            self.waiting.half_open[begun as usize].queue.pop_front();
+            let lives = flow.is_some();
+            self.waiting.queue(wait, begun).pop_front();
+            // What has been answered may be idle.
+            if lives && wait == Wait::Answer {
+                self.set_idle(since, token);
+            }
         }
         None
     }
@@ -159,7 +184,7 @@ impl<F> Table<F> {
                 came: 0,
             };
         }
-        self.longest_half_open(begun, waits).is_some()
+        self.longest(Wait::OtherEnd, begun, waits).is_some()
             && self.waiting.half_open[begun as usize].queue.len() >= most
     }
 
@@ -170,44 +195,6 @@ impl<F> Table<F> {
             let queue = std::mem::take(&mut self.waiting.unanswered[begun as usize]);
             self.waiting.unanswered[begun as usize] = self.living(queue);
         }
-    }
-
-    /// Takes out the flow that has not been answered for the longest time, of those that one of `begun` began, if it
-    /// has not since `latest` at least; `waits` says whether one has not.
-    pub fn take_unanswered(
-        &mut self,
-        begun: &[BegunBy],
-        latest: Instant,
-        waits: impl Fn(&F) -> bool,
-    ) -> Option<F> {
-        let longest = begun
-            .iter()
-            .filter_map(|&begun| Some((self.longest_unanswered(begun, &waits)?, begun)));
-        let ((since, token), begun) = longest.min_by_key(|((since, _), _)| *since)?;
-        if since > latest {
-            return None;
-        }
-        self.waiting.unanswered[begun as usize].pop_front();
-        self.remove(token)
-    }
-
-    fn longest_unanswered(
-        &mut self,
-        begun: BegunBy,
-        waits: impl Fn(&F) -> bool,
-    ) -> Option<(Instant, Token)> {
-        while let Some(&(since, token)) = self.waiting.unanswered[begun as usize].front() {
-            let flow = self.get(token);
-            if flow.is_some_and(&waits) {
-                return Some((since, token));
-            }
-            let lives = flow.is_some();
-            self.waiting.unanswered[begun as usize].pop_front();
-            if lives {
-                self.set_idle(since, token);
-            }
-        }
-        None
     }
 
     /// Notes a flow that may give way once it is idle.
