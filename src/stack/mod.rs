@@ -11,6 +11,7 @@
 //! - [`neighbours`], [`router`], [`dhcp`], [`dhcp6`], [`dns`], [`names`]: the services of the gateway
 //!   itself;
 //! - [`rest`]: memory of connections in which nothing moves;
+//! - [`room`]: who gives way to a new flow where there is no room;
 //! - [`publish`]: ports of the host that lead inside, over the link or, by [`spliced`], past it;
 //! - [`share`]: what is another worker's, where several serve one network;
 //! - [`reassembly`], [`rate`], [`counters`], [`secrets`]: bounded memory, bounded answers, numbers,
@@ -29,6 +30,7 @@ pub mod publish;
 pub mod rate;
 pub mod reassembly;
 pub mod rest;
+pub mod room;
 pub mod router;
 pub mod secrets;
 pub mod share;

@@ -12,7 +12,7 @@ use crate::config::Timeouts;
 use crate::flow::key::{FlowKey, Kind};
 use crate::flow::named_stream::{NamedStream, Stream};
 use crate::flow::query::ATTEMPT;
-use crate::flow::table::{BegunBy, Full, Wait};
+use crate::flow::table::BegunBy;
 use crate::flow::tcp::{Connected, Progress, TcpFlow};
 use crate::flow::tcp_engine::Syn;
 use crate::flow::{Flow, Turn};
@@ -23,14 +23,8 @@ use crate::net::{DropReason, Duration, IPV6_HEADER, Instant, Marks, Wire};
 
 use super::counters::Disposition;
 use super::mapping::{self, Verdict};
+use super::room::is_exhaustion;
 use super::{Stack, names};
-
-/// A connection that has waited for its other end for less than this does not give way to a newer one,
-/// unless too many wait: most are answered sooner.
-const GRACE: Duration = Duration::from_millis(250);
-
-/// `ENFILE` and `EMFILE` of errno(3), the same numbers on all that we run on.
-const OUT_OF_DESCRIPTORS: [i32; 2] = [23, 24];
 
 /// How a guest learns that its connection request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,17 +51,6 @@ fn refusal(error: &io::Error) -> Refusal {
         None | Some(IcmpError::PortUnreachable) => Refusal::Reset,
         Some(said) => Refusal::Unreachable(said),
     }
-}
-
-/// There is no room for another, or no descriptor.
-fn is_exhaustion(error: &io::Error) -> bool {
-    let number = error.raw_os_error();
-    error.kind() == ErrorKind::QuotaExceeded
-        || number.is_some_and(|number| OUT_OF_DESCRIPTORS.contains(&number))
-}
-
-fn is_half_open<H: Host>(flow: &Flow<H>) -> bool {
-    matches!(flow, Flow::Tcp(flow) if flow.is_half_open())
 }
 
 /// The packet without IPv6 extension headers, of which the engine knows nothing.
@@ -263,73 +246,6 @@ impl<H: Host> Stack<H> {
         let refused = begun.as_ref().is_err_and(is_exhaustion);
         self.counters.flows_refused += u64::from(refused);
         begun
-    }
-
-    /// Makes room for another connection that waits for its other end, where as many do as may.
-    pub(super) fn limit_half_open(&mut self, turn: &mut Turn<'_, H>, begun: BegunBy) {
-        if self.table.is_half_open_full(begun, is_half_open) {
-            self.abandon_oldest(turn, &[begun], Duration::ZERO);
-        }
-    }
-
-    /// The token for the socket of a new flow of this kind.
-    ///
-    /// # Errors
-    /// `QuotaExceeded` where there is no room for one.
-    pub(super) fn token(&mut self, kind: Kind) -> io::Result<Token> {
-        let token = self.table.next_token(kind);
-        Ok(token.map_err(|Full| ErrorKind::QuotaExceeded)?)
-    }
-
-    /// Begins a flow of this kind; where there is no room for it, or no descriptor, once more after something else has
-    /// given way.
-    ///
-    /// # Errors
-    /// What `begin` reports.
-    pub(super) fn with_room<T>(
-        &mut self,
-        turn: &mut Turn<'_, H>,
-        kind: Kind,
-        begin: impl Fn(&mut Self, &mut H) -> io::Result<T>,
-    ) -> io::Result<T> {
-        match begin(self, turn.host) {
-            Err(error) if is_exhaustion(&error) && self.make_way(turn, kind) => {
-                begin(self, turn.host)
-            }
-            begun => begun,
-        }
-    }
-
-    /// Ends something for a new flow of this kind, of the same one where that has all it may have: what has waited
-    /// longest for the other end to speak up, a connection or a port, else what is idle. False where nothing
-    /// is for long enough.
-    fn make_way(&mut self, turn: &mut Turn<'_, H>, kind: Kind) -> bool {
-        let same = self.table.is_share_used(kind);
-        let streams = !same || kind == Kind::Stream;
-        let datagrams = !same || kind == Kind::Datagrams;
-        (streams && self.abandon_oldest(turn, &BegunBy::ALL, GRACE))
-            || (datagrams
-                && (self.close_unanswered(turn.now, &BegunBy::ALL) || self.close_idle(turn.now)))
-    }
-
-    /// Ends the connection that has waited longest for its other end, of those that one of `begun` began, if it
-    /// has for `time`.
-    fn abandon_oldest(
-        &mut self,
-        turn: &mut Turn<'_, H>,
-        begun: &[BegunBy],
-        time: Duration,
-    ) -> bool {
-        let latest = turn.now - time;
-        let oldest = self
-            .table
-            .take_longest(Wait::OtherEnd, begun, latest, is_half_open);
-        let Some(Flow::Tcp(flow)) = oldest else {
-            return false;
-        };
-        flow.abandon(turn.now, turn.tx, &mut self.engines);
-        self.counters.flows_abandoned += 1;
-        true
     }
 
     /// Begins a connection; where that is to a resolver, to the first that can be asked. Gives how many

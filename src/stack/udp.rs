@@ -6,15 +6,14 @@
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::flow::echo::EchoFlow;
 use crate::flow::key::{FlowKey, Kind};
-use crate::flow::table::{BegunBy, Wait};
+use crate::flow::table::BegunBy;
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, PortWish, QueuedError, Received, Token, UdpSocket};
 use crate::net::emit::{self, Ends, IcmpError};
 use crate::net::parse::{Ip, UdpDatagram};
-use crate::net::{DropReason, Duration, Instant, Marks, Wire};
+use crate::net::{DropReason, Instant, Marks, Wire};
 
 use super::Stack;
 use super::counters::Disposition;
@@ -24,13 +23,6 @@ use super::trains::{Departure, Exit, FromGuest};
 
 /// Inboxes full of datagrams that one socket may deliver in one turn.
 const BUDGET: usize = 4;
-
-/// A port that was never answered gives way to a newer flow after this time, where there is no room.
-const UNANSWERED: Duration = Duration::from_secs(1);
-
-/// Anything that carries datagrams does after this time without any, where there is no room: a quarter of what RFC 4787
-/// REQ-5 asks for where there is.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// Datagrams that come in one frame at most: as many as a kernel sends so (`UDP_MAX_SEGMENTS` of include/linux/udp.h).
 const MOST_AT_ONCE: usize = 128;
@@ -311,49 +303,6 @@ impl<H: Host> Stack<H> {
         self.admit(token, key, Flow::Udp(flow), deadline);
         self.table.set_unanswered(turn.now, token, BegunBy::Guest);
         Ok(token)
-    }
-
-    /// Makes room for another port of the guest's, where there are as many as may be.
-    fn limit_ports(&mut self, now: Instant) {
-        /// What is idle need be no port.
-        const LOOKS: usize = 16;
-        if self.table.are_ports_used() && !self.close_unanswered(now, &[BegunBy::Guest]) {
-            for _ in 0..LOOKS {
-                if !self.table.are_ports_used() || !self.close_idle(now) {
-                    break;
-                }
-            }
-        }
-    }
-
-    /// Closes the port, or the client of a published one, that came longest ago and was never answered, if it has had
-    /// its time.
-    pub(super) fn close_unanswered(&mut self, now: Instant, begun: &[BegunBy]) -> bool {
-        let waits = |flow: &Flow<H>| match flow {
-            Flow::Udp(flow) => flow.is_unanswered(),
-            Flow::Peer(peer) => !peer.answered,
-            Flow::Tcp(_) | Flow::Spliced(_) | Flow::Echo(_) | Flow::Query(_) => false,
-        };
-        let oldest = self
-            .table
-            .take_longest(Wait::Answer, begun, now - UNANSWERED, waits);
-        self.counters.flows_abandoned += u64::from(oldest.is_some());
-        oldest.is_some()
-    }
-
-    /// Closes one of the ports, pings and clients of published ports that have carried nothing for long.
-    pub(super) fn close_idle(&mut self, now: Instant) -> bool {
-        let timeouts = self.config.timeouts;
-        let oldest = self
-            .table
-            .take_idle(now - IDLE, |flow, deadline| match flow {
-                Flow::Udp(flow) => Some(flow.active_at(deadline)),
-                Flow::Echo(_) => Some(EchoFlow::<H::Echo>::active_at(deadline)),
-                Flow::Peer(_) => Some(PublishedPeer::active_at(deadline, timeouts)),
-                Flow::Tcp(_) | Flow::Spliced(_) | Flow::Query(_) => None,
-            });
-        self.counters.flows_abandoned += u64::from(oldest.is_some());
-        oldest.is_some()
     }
 
     /// A guest's host socket has datagrams or errors.

@@ -1,0 +1,153 @@
+//! Room for another flow: who gives way to it where there is none.
+//!
+//! Comes in: what is about to begin. Goes out: flows that end for it, those that have waited longest for their other
+//! end or for an answer, else what has carried nothing for long; never a connection that is open.
+
+use std::io::{self, ErrorKind};
+
+use crate::flow::echo::EchoFlow;
+use crate::flow::key::Kind;
+use crate::flow::table::{BegunBy, Full, Wait};
+use crate::flow::udp::PublishedPeer;
+use crate::flow::{Flow, Turn};
+use crate::host::{Host, Token};
+use crate::net::{Duration, Instant};
+
+use super::Stack;
+
+/// A connection that has waited for its other end for less than this does not give way to a newer one,
+/// unless too many wait: most are answered sooner.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// `ENFILE` and `EMFILE` of errno(3), the same numbers on all that we run on.
+const OUT_OF_DESCRIPTORS: [i32; 2] = [23, 24];
+
+/// A port that was never answered gives way to a newer flow after this time, where there is no room.
+const UNANSWERED: Duration = Duration::from_secs(1);
+
+/// Anything that carries datagrams does after this time without any, where there is no room: a quarter of what RFC 4787
+/// REQ-5 asks for where there is.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// There is no room for another, or no descriptor.
+pub(super) fn is_exhaustion(error: &io::Error) -> bool {
+    let number = error.raw_os_error();
+    error.kind() == ErrorKind::QuotaExceeded
+        || number.is_some_and(|number| OUT_OF_DESCRIPTORS.contains(&number))
+}
+
+fn is_half_open<H: Host>(flow: &Flow<H>) -> bool {
+    matches!(flow, Flow::Tcp(flow) if flow.is_half_open())
+}
+
+impl<H: Host> Stack<H> {
+    /// Makes room for another connection that waits for its other end, where as many do as may.
+    pub(super) fn limit_half_open(&mut self, turn: &mut Turn<'_, H>, begun: BegunBy) {
+        if self.table.is_half_open_full(begun, is_half_open) {
+            self.abandon_oldest(turn, &[begun], Duration::ZERO);
+        }
+    }
+
+    /// The token for the socket of a new flow of this kind.
+    ///
+    /// # Errors
+    /// `QuotaExceeded` where there is no room for one.
+    pub(super) fn token(&mut self, kind: Kind) -> io::Result<Token> {
+        let token = self.table.next_token(kind);
+        Ok(token.map_err(|Full| ErrorKind::QuotaExceeded)?)
+    }
+
+    /// Begins a flow of this kind; where there is no room for it, or no descriptor, once more after something else has
+    /// given way.
+    ///
+    /// # Errors
+    /// What `begin` reports.
+    pub(super) fn with_room<T>(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        kind: Kind,
+        begin: impl Fn(&mut Self, &mut H) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match begin(self, turn.host) {
+            Err(error) if is_exhaustion(&error) && self.make_way(turn, kind) => {
+                begin(self, turn.host)
+            }
+            begun => begun,
+        }
+    }
+
+    /// Ends something for a new flow of this kind, of the same one where that has all it may have: what has waited
+    /// longest for the other end to speak up, a connection or a port, else what is idle. False where nothing
+    /// is for long enough.
+    fn make_way(&mut self, turn: &mut Turn<'_, H>, kind: Kind) -> bool {
+        let same = self.table.is_share_used(kind);
+        let streams = !same || kind == Kind::Stream;
+        let datagrams = !same || kind == Kind::Datagrams;
+        (streams && self.abandon_oldest(turn, &BegunBy::ALL, GRACE))
+            || (datagrams
+                && (self.close_unanswered(turn.now, &BegunBy::ALL) || self.close_idle(turn.now)))
+    }
+
+    /// Ends the connection that has waited longest for its other end, of those that one of `begun` began, if it
+    /// has for `time`.
+    fn abandon_oldest(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        begun: &[BegunBy],
+        time: Duration,
+    ) -> bool {
+        let latest = turn.now - time;
+        let oldest = self
+            .table
+            .take_longest(Wait::OtherEnd, begun, latest, is_half_open);
+        let Some(Flow::Tcp(flow)) = oldest else {
+            return false;
+        };
+        flow.abandon(turn.now, turn.tx, &mut self.engines);
+        self.counters.flows_abandoned += 1;
+        true
+    }
+
+    /// Makes room for another port of the guest's, where there are as many as may be.
+    pub(super) fn limit_ports(&mut self, now: Instant) {
+        /// What is idle need be no port.
+        const LOOKS: usize = 16;
+        if self.table.are_ports_used() && !self.close_unanswered(now, &[BegunBy::Guest]) {
+            for _ in 0..LOOKS {
+                if !self.table.are_ports_used() || !self.close_idle(now) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Closes the port, or the client of a published one, that came longest ago and was never answered, if it has had
+    /// its time.
+    pub(super) fn close_unanswered(&mut self, now: Instant, begun: &[BegunBy]) -> bool {
+        let waits = |flow: &Flow<H>| match flow {
+            Flow::Udp(flow) => flow.is_unanswered(),
+            Flow::Peer(peer) => !peer.answered,
+            Flow::Tcp(_) | Flow::Spliced(_) | Flow::Echo(_) | Flow::Query(_) => false,
+        };
+        let oldest = self
+            .table
+            .take_longest(Wait::Answer, begun, now - UNANSWERED, waits);
+        self.counters.flows_abandoned += u64::from(oldest.is_some());
+        oldest.is_some()
+    }
+
+    /// Closes one of the ports, pings and clients of published ports that have carried nothing for long.
+    pub(super) fn close_idle(&mut self, now: Instant) -> bool {
+        let timeouts = self.config.timeouts;
+        let oldest = self
+            .table
+            .take_idle(now - IDLE, |flow, deadline| match flow {
+                Flow::Udp(flow) => Some(flow.active_at(deadline)),
+                Flow::Echo(_) => Some(EchoFlow::<H::Echo>::active_at(deadline)),
+                Flow::Peer(_) => Some(PublishedPeer::active_at(deadline, timeouts)),
+                Flow::Tcp(_) | Flow::Spliced(_) | Flow::Query(_) => None,
+            });
+        self.counters.flows_abandoned += u64::from(oldest.is_some());
+        oldest.is_some()
+    }
+}
