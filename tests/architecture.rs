@@ -23,7 +23,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("flow", &["net", "buf", "host", "config"]),
     ("stack", &["flow", "net", "buf", "host", "config"]),
     ("setup", &["sys", "config", "link", "host", "log"]),
-    ("control", &["setup", "stack", "config", "sys"]),
+    ("control", &["setup", "config", "sys"]),
     ("busy_poll", &[]),
     ("handover", &["stack", "host", "buf"]),
     (

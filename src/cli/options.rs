@@ -100,18 +100,19 @@ pub struct Options {
     /// that), addresses that it sent to, or endpoints that it sent to
     #[arg(long, value_enum, default_value_t, value_name = "WHO")]
     pub udp_filtering: Filtering,
-    /// Give an open TCP connection up whose guest is silent for so many seconds, though it is asked before whether it is
-    /// there (RFC 5382: not below 7440)
+    /// End an open TCP connection whose guest has been silent for so many seconds, though it was asked up to ten minutes before
+    /// whether it is still there (10 to 2592000; RFC 5382: not below 7440)
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_IDLE, value_parser = seconds(timeouts::TCP_IDLE))]
     pub tcp_idle_timeout: u32,
-    /// Ask so many seconds after one end of a TCP connection has closed its stream whether the guest's still has an owner
+    /// Where one stream of a TCP connection has ended, ask a guest that has been silent for so many seconds whether it is still
+    /// there (5 to 86400); without an answer the connection ends
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_HALF_CLOSED, value_parser = seconds(timeouts::TCP_HALF_CLOSED))]
     pub tcp_half_closed_timeout: u32,
-    /// Give a TCP connection up that nobody has answered for so many seconds
+    /// Give a TCP connection up that nobody has answered for so many seconds (1 to 86400)
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_CONNECT, value_parser = seconds(timeouts::TCP_CONNECT))]
     pub tcp_connect_timeout: u32,
-    /// Close a UDP port that has carried nothing for so many seconds (RFC 4787: not below 120); one that was never
-    /// answered after 30 at most
+    /// Close a UDP port that has carried nothing for so many seconds (1 to 86400; RFC 4787: not below 120); one that was
+    /// never answered after 30 at most
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_UDP_IDLE, value_parser = seconds(timeouts::UDP_IDLE))]
     pub udp_idle_timeout: u32,
     /// Limit on connections and associations together [default: 65536, less where the memory of the control group or

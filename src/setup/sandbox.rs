@@ -25,7 +25,7 @@ use crate::sys::{privileges, process};
 /// Whether there is to be a sandbox, on our own command lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Switch {
-    /// All of it, or nothing runs.
+    /// All of it (Landlock where the kernel has it), or nothing runs.
     #[default]
     On,
     /// None of it.

@@ -213,8 +213,13 @@ fn row_42_clients_that_are_idle_give_way_to_newer_ones() {
         let client = SocketAddr::new([192, 0, 2, 9].into(), port);
         rig.net.deliver(SocketId(0), client, b"question");
         rig.turn();
+        let came = !rig.received().is_empty();
         rig.frame(&packets::udp_frame(80, client, b"answer"));
-        rig.net.take_sent().pop().map(|sent| sent.to) == Some(client)
+        let sent = rig.net.take_sent().pop();
+        let answered = sent.is_some_and(|it| (it.socket, it.to) == (SocketId(0), client));
+        // By the published port, or not at all.
+        assert_eq!(came, answered, "{nth}");
+        came
     };
     // Seven eighths of the table; whoever comes then has to wait until somebody is idle.
     for nth in 0..MOST * 7 / 8 {
