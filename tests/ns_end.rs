@@ -165,3 +165,53 @@ fn zombies_of_the_command_are_no_reason_to_stay() {
     assert_eq!(finished.output(), "done\n");
     wait_until_gone(&mark);
 }
+
+#[test]
+fn signals_without_a_name_count_as_any() {
+    let world = World::new();
+    let finished = world.start_inside(&[], "kill -40 $$").finish(SOON);
+    assert_eq!(finished.code(), 128 + 40, "{finished:?}");
+    // An orphan is the keeper's to reap, and no reason to end the command.
+    let mark = Mark::new();
+    let script = format!(
+        "orphan=$(sleep {mark} >/dev/null & echo $!); kill -40 $orphan
+         while kill -0 $orphan 2>/dev/null; do sleep 0.01; done; echo on; exit 5"
+    );
+    let finished = world.start_inside(&[], &script).finish(SOON);
+    assert_eq!(
+        (finished.code(), finished.stdout.as_str()),
+        (5, "on\n"),
+        "{finished:?}"
+    );
+    // The keeper itself.
+    let mark = Mark::new();
+    let script = format!("setsid sleep {mark} & kill -40 $PPID; exec sleep {mark}");
+    let finished = world.start_inside(&[], &script).finish(SOON);
+    assert_eq!(finished.code(), 128 + 40, "{finished:?}");
+    wait_until_gone(&mark);
+}
+
+#[test]
+fn covered_proc_hides_nobody_from_the_end() {
+    let world = World::new();
+    let covers = [
+        "mount -t tmpfs none /proc",
+        "mount --bind /dev/null /proc/$!/stat",
+        "mount --bind /dev/zero /proc/$!/stat",
+        "mkfifo fifo && mount --bind fifo /proc/$!/stat",
+        "echo 1 '(x)' S $PPID >claim && mount --bind claim /proc/1/stat",
+    ];
+    for (options, cover) in [&[][..], &["-p", "8080:80"]]
+        .into_iter()
+        .flat_map(|options| covers.map(|cover| (options, cover)))
+    {
+        let mark = Mark::new();
+        let script = format!(
+            "mount -t tmpfs none /mnt && cd /mnt || exit
+             setsid sleep {mark} >/dev/null 2>&1 & {cover} && exit 3"
+        );
+        let finished = world.start_inside(options, &script).finish(SOON);
+        assert_eq!(finished.code(), 3, "{cover}: {finished:?}");
+        wait_until_gone(&mark);
+    }
+}

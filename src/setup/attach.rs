@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
 
 use super::guest::{TapPlan, make_tap};
@@ -162,7 +161,7 @@ pub fn tap(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<Made, Se
     let heard = hear_made(&ours, plan.queues);
     // An opener stays.
     if heard.as_ref().is_ok_and(|made| made.opener.is_empty()) || heard.is_err() {
-        waitpid(child, None).step(|| "waiting for the child".into())?;
+        process::wait_for(child).step(|| "waiting for the child".into())?;
     }
     heard
 }

@@ -5,10 +5,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
+use rustix::process::{WaitOptions, wait, waitpid};
 
 /// Splits the process; `None` in the child.
 ///
@@ -108,47 +107,49 @@ pub fn leave() -> ! {
 /// `ECHILD` when there is no child at all.
 pub fn reap(child: Pid) -> io::Result<Option<u8>> {
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => return Ok(None),
-            Ok(status) if status.pid() == Some(child) => {
-                if let Some(code) = exit_code(status) {
+        match wait(WaitOptions::NOHANG) {
+            Ok(None) => return Ok(None),
+            Ok(Some((pid, status))) if pid.as_raw_pid() == child.as_raw() => {
+                if let Some(code) = exit_code(status.terminating_signal(), status.exit_status()) {
                     return Ok(Some(code));
                 }
             }
-            Ok(_) | Err(Errno::EINTR) => {}
+            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// The status that a shell would report: 128 and the number for a signal.
-fn exit_code(status: WaitStatus) -> Option<u8> {
-    match status {
-        WaitStatus::Exited(_, code) => Some(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
-        WaitStatus::Signaled(_, signal, _) => {
-            Some(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX))
+/// Waits for the end of a child.
+///
+/// # Errors
+/// `ECHILD` when it is none.
+pub fn wait_for(child: Pid) -> io::Result<()> {
+    let child = rustix::process::Pid::from_raw(child.as_raw());
+    loop {
+        match waitpid(child, WaitOptions::empty()) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
-        WaitStatus::Stopped(..)
-        | WaitStatus::Continued(_)
-        | WaitStatus::PtraceEvent(..)
-        | WaitStatus::PtraceSyscall(_)
-        | WaitStatus::StillAlive => None,
     }
+}
+
+/// The status that a shell would report: 128 and the number for a signal, be it one that has no name.
+fn exit_code(signal: Option<i32>, status: Option<i32>) -> Option<u8> {
+    let code = signal.map(|signal| 128 + signal).or(status)?;
+    Some(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::signal::Signal;
 
     #[test]
     fn exit_codes_are_a_shell_s() {
-        let pid = Pid::from_raw(1);
-        assert_eq!(exit_code(WaitStatus::Exited(pid, 7)), Some(7));
-        assert_eq!(
-            exit_code(WaitStatus::Signaled(pid, Signal::SIGKILL, false)),
-            Some(137)
-        );
-        assert_eq!(exit_code(WaitStatus::Stopped(pid, Signal::SIGSTOP)), None);
+        assert_eq!(exit_code(None, Some(7)), Some(7));
+        assert_eq!(exit_code(Some(libc::SIGKILL), None), Some(137));
+        assert_eq!(exit_code(Some(40), None), Some(168));
+        assert_eq!(exit_code(None, None), None);
     }
 }
