@@ -39,7 +39,7 @@ impl Reserve {
         Ok(reserve)
     }
 
-    fn of(most: u64) -> Self {
+    pub(crate) fn of(most: u64) -> Self {
         let kept = KEPT.min(most / 4);
         Self {
             first: RawFd::try_from(most - kept).unwrap_or(RawFd::MAX),

@@ -5,6 +5,7 @@
 //! when to ask again. Never waits. When the opener is gone or says nothing, there is no way inside any more;
 //! whoever asks is told so and goes another way.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -39,8 +40,31 @@ struct Stock {
     sockets: Vec<OwnedFd>,
     /// Some are on their way.
     asked: bool,
-    /// Who asked in vain.
-    waiting: Vec<Token>,
+    /// Who asked in vain, the first in front.
+    waiting: VecDeque<Token>,
+    /// Who was told that there is one now: as many sockets are theirs, until they have had their turn.
+    told: Vec<Token>,
+}
+
+impl Stock {
+    /// A socket that is nobody else's.
+    fn take(&mut self, token: Token) -> Option<OwnedFd> {
+        if let Some(place) = self.told.iter().position(|told| *told == token) {
+            self.told.swap_remove(place);
+        } else if self.sockets.len() <= self.told.len() || !self.waiting.is_empty() {
+            return None;
+        }
+        self.sockets.pop()
+    }
+
+    /// Says to those who came first that there is one for each now.
+    fn tell(&mut self, events: &mut Vec<Event>) {
+        let free = self.sockets.len().saturating_sub(self.told.len());
+        for token in self.waiting.drain(..free.min(self.waiting.len())) {
+            events.push(told(token, false));
+            self.told.push(token);
+        }
+    }
 }
 
 impl Inside {
@@ -67,17 +91,15 @@ impl Inside {
     /// `WouldBlock` when an event with this token will say how it goes on; `Unsupported` when there
     /// is no way.
     pub(super) fn take(&mut self, ipv6: bool, token: Token) -> io::Result<OwnedFd> {
-        let stock = self.stock(ipv6);
-        let socket = stock.sockets.pop();
-        if socket.is_none() && self.line.is_none() {
-            return Err(ErrorKind::Unsupported.into());
+        let socket = self.stock(ipv6).take(token);
+        if socket.is_none() {
+            if self.line.is_none() {
+                return Err(ErrorKind::Unsupported.into());
+            }
+            self.stock(ipv6).waiting.push_back(token);
         }
         self.ask(ipv6);
-        let stock = self.stock(ipv6);
-        socket.ok_or_else(|| {
-            stock.waiting.push(token);
-            ErrorKind::WouldBlock.into()
-        })
+        socket.ok_or_else(|| ErrorKind::WouldBlock.into())
     }
 
     /// Asks for more, where few are left and none on their way.
@@ -85,7 +107,7 @@ impl Inside {
         let stock = if ipv6 { &mut self.ipv6 } else { &mut self.ipv4 };
         if let Some(line) = &self.line
             && !stock.asked
-            && stock.sockets.len() < LOW
+            && (stock.sockets.len() < LOW || !stock.waiting.is_empty())
         {
             // What has come of it the line says: it is readable when the other end is gone.
             let _ = fd::send(line, &[request(ipv6)], None);
@@ -93,7 +115,15 @@ impl Inside {
         }
     }
 
-    /// Takes what has come; says so to those who wait. Of what is in the reserve no more is kept than they need.
+    /// Begins a turn: who was told in the last one has asked again, or is gone and leaves its socket to the next.
+    pub(super) fn begin_turn(&mut self, events: &mut Vec<Event>) {
+        for stock in [&mut self.ipv4, &mut self.ipv6] {
+            stock.told.clear();
+            stock.tell(events);
+        }
+    }
+
+    /// Takes what has come; says so to those who wait, in the order in which they came. Of what is in the reserve no more is kept than they need.
     pub(super) fn collect(&mut self, reserve: Reserve, events: &mut Vec<Event>) {
         while let Some(line) = &self.line {
             let received = fd::try_receive_all(line, &mut self.buffer);
@@ -120,14 +150,11 @@ impl Inside {
     fn stock_up(&mut self, ipv6: bool, sockets: Vec<OwnedFd>, events: &mut Vec<Event>) {
         let stock = self.stock(ipv6);
         stock.asked = false;
-        let none = sockets.is_empty();
+        if sockets.is_empty() {
+            events.extend(stock.waiting.drain(..).map(|token| told(token, true)));
+        }
         stock.sockets.extend(sockets);
-        let served = if none {
-            stock.waiting.len()
-        } else {
-            stock.sockets.len().min(stock.waiting.len())
-        };
-        events.extend(stock.waiting.drain(..served).map(|token| told(token, none)));
+        stock.tell(events);
         if !stock.waiting.is_empty() {
             self.ask(ipv6);
         }
@@ -138,6 +165,7 @@ impl Inside {
         self.line = None;
         for stock in [&mut self.ipv4, &mut self.ipv6] {
             stock.sockets.clear();
+            stock.told.clear();
             events.extend(stock.waiting.drain(..).map(|token| told(token, true)));
         }
     }
@@ -152,5 +180,55 @@ fn told(token: Token, error: bool) -> Event {
         hangup: false,
         error,
         urgent: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn answer(line: &UnixStream, count: usize) {
+        let sockets: Vec<OwnedFd> = (0..count)
+            .map(|_| File::open("/dev/null").unwrap().into())
+            .collect();
+        fd::send_all(line, &[request(false)], &sockets).unwrap();
+    }
+
+    fn told_now(inside: &mut Inside) -> Vec<u64> {
+        let mut events = Vec::new();
+        inside.begin_turn(&mut events);
+        inside.collect(Reserve::of(1 << 20), &mut events);
+        assert!(events.iter().all(|event| event.writable && !event.error));
+        events.iter().map(|event| event.token.0).collect()
+    }
+
+    #[test]
+    fn who_waits_is_served_before_who_comes() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut inside = Inside::new(ours);
+        let asks = |inside: &mut Inside, number| match inside.take(false, Token(number)) {
+            Ok(_) => true,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                false
+            }
+        };
+        for first in 1..=3 {
+            assert!(!asks(&mut inside, first));
+        }
+        answer(&theirs, 2);
+        assert_eq!(told_now(&mut inside), [1, 2]);
+        // Newcomers come before those who were told have asked again.
+        assert!(!asks(&mut inside, 4));
+        assert!(asks(&mut inside, 1) && asks(&mut inside, 2));
+        answer(&theirs, 3);
+        assert_eq!(told_now(&mut inside), [3, 4]);
+        assert!(asks(&mut inside, 5) && !asks(&mut inside, 6));
+        // One who was told and is gone leaves its socket to the next.
+        assert!(asks(&mut inside, 4));
+        assert_eq!(told_now(&mut inside), [6]);
+        assert!(asks(&mut inside, 6));
     }
 }

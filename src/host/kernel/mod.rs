@@ -134,6 +134,7 @@ impl KernelHost {
     /// What `epoll_wait(2)` reports.
     pub fn poll_events(&mut self, events: &mut Vec<Event>, look: Look) -> io::Result<bool> {
         events.clear();
+        self.inside.begin_turn(events);
         if let Resolvers::File { fresh, .. } = &mut self.resolvers {
             *fresh = false;
         }
