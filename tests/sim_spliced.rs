@@ -179,6 +179,45 @@ fn slow_reader_holds_the_sender_back_and_loses_nothing() {
 }
 
 #[test]
+fn crowd_in_bulk_leaves_each_turn_short() {
+    const EACH: usize = 1 << 20;
+    const CROWD: usize = 16;
+    /// What is spliced in a turn, and what one connection may add to it.
+    const MOST: u64 = (4 << 20) + (2 << 20);
+    let mut sim = Sim::new(3);
+    sim.net.set_socket_buffer(2 * EACH);
+    sim.net.set_inside(Inside::Ready);
+    sim.net.answer(addr(SERVICE), ConnectAnswer::Accept);
+    publish(&mut sim, Splice::Auto);
+    let crowd: Vec<_> = (0..CROWD).map(|_| joined(&mut sim)).collect();
+    let sent = pattern(EACH, 1);
+    for (outside, _) in &crowd {
+        assert_eq!(sim.net.server_write(*outside, &sent), EACH);
+    }
+    let net = sim.net.clone();
+    let (longest, total) = sim.with_stack(|stack, turn| {
+        let begin = stack.counters().bytes_spliced;
+        let mut longest = 0;
+        loop {
+            let before = stack.counters().bytes_spliced;
+            for event in net.take_events() {
+                stack.handle_host(turn, event);
+            }
+            let more = stack.poll_transmit(turn);
+            longest = longest.max(stack.counters().bytes_spliced - before);
+            if !more && !net.has_events() {
+                return (longest, stack.counters().bytes_spliced - begin);
+            }
+        }
+    });
+    assert_eq!(total, (CROWD * EACH) as u64);
+    assert!(longest <= MOST, "{longest} bytes in one turn");
+    for (_, inside) in crowd {
+        assert!(sim.net.server_read(inside, usize::MAX) == sent);
+    }
+}
+
+#[test]
 fn urgent_data_stay_in_the_stream() {
     let mut sim = published(Splice::Auto, SERVICE);
     let (outside, inside) = joined(&mut sim);

@@ -17,7 +17,7 @@ mod sim;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use lab::{GATEWAY, Lab, OUTSIDE, addr, filled, millis};
+use lab::{FIRST, GATEWAY, Lab, OUTSIDE, addr, filled, millis, secs};
 use packets::{ICMP, Ip, Ipv4, Segment, TCP, UDP};
 use smoltcp::socket::tcp::State;
 use tapgate::config::{Config, Protocol, Publish, Splice};
@@ -244,4 +244,28 @@ fn limits_are_for_all_together() {
     }
     assert_eq!(lab.0.flows(), 12);
     assert_eq!(lab.0.net.open_sockets(), 12);
+}
+
+#[test]
+fn smallest_limits_leave_room_for_a_client() {
+    for workers in [1, WORKERS] {
+        for max_flows in 1..10 {
+            let config = Config {
+                max_flows,
+                ..Config::default()
+            };
+            let mut lab = Lab::shared(workers, config);
+            let id = publish(&mut lab, Protocol::Udp, "0.0.0.0:5353", "10.0.2.100:5000");
+            // The next in place of the one before, which nobody has answered.
+            for client in ["192.0.2.9:99", "192.0.2.9:100"] {
+                lab.deliver(FIRST, client, b"question");
+                let expected = (addr(client), 5000, &b"question"[..]);
+                assert_eq!(lab.reply().udp(), Some(expected));
+                lab.wait(secs(2));
+            }
+            assert!(lab.0.stack.unpublish(id));
+            lab.wait(secs(60));
+            lab.rest();
+        }
+    }
 }

@@ -92,6 +92,12 @@ impl FlowKey {
         }
     }
 
+    /// It is a client of a published UDP port.
+    #[must_use]
+    pub const fn is_peer(&self) -> bool {
+        matches!(self, Self::Peer { .. })
+    }
+
     /// It is a guest's UDP port, which has one of the host's.
     #[must_use]
     pub const fn is_port(&self) -> bool {

@@ -27,6 +27,10 @@ pub struct Most {
     pub half_open: usize,
     /// Guests' UDP ports, each of which is a port of the host's.
     pub ports: usize,
+    /// Clients of published UDP ports.
+    pub peers: usize,
+    /// Queries that wait for the resolver.
+    pub queries: usize,
 }
 
 /// Generations wrap below this; the bit above marks tokens that are not flows.
@@ -65,11 +69,11 @@ pub struct Table<F> {
     index: HashMap<FlowKey, Token, KeyedState>,
     deadlines: BinaryHeap<Reverse<(Instant, Token)>>,
     waiting: Waiting,
-    /// How many are datagrams', and how many of these are guests' ports.
+    /// How many are datagrams', and how many of these are guests' ports, and clients of published ones.
     datagrams: usize,
     ports: usize,
-    limit: usize,
-    most_ports: usize,
+    peers: usize,
+    most: Most,
     /// The generation of slots that are new: above those of slots that were given up.
     first_generation: u64,
     /// When no more flows than this are left, room is given up.
@@ -98,11 +102,11 @@ impl<F> Table<F> {
             free: Vec::new(),
             index: HashMap::with_hasher(hash),
             deadlines: BinaryHeap::new(),
-            waiting: Waiting::new(most.half_open),
+            waiting: Waiting::new(most),
             datagrams: 0,
             ports: 0,
-            limit: most.flows,
-            most_ports: most.ports,
+            peers: 0,
+            most,
             first_generation: 0,
             shrink_at: 0,
         }
@@ -128,13 +132,19 @@ impl<F> Table<F> {
             Kind::Datagrams => self.datagrams,
             Kind::Stream => self.index.len() - self.datagrams,
         };
-        count >= self.limit - self.limit / KEPT_FOR_OTHERS
+        count >= self.most.flows - self.most.flows / KEPT_FOR_OTHERS
     }
 
     /// There are as many guests' UDP ports as there may be.
     #[must_use]
     pub const fn are_ports_used(&self) -> bool {
-        self.ports >= self.most_ports
+        self.ports >= self.most.ports
+    }
+
+    /// There are as many clients of published UDP ports as there may be.
+    #[must_use]
+    pub const fn are_peers_used(&self) -> bool {
+        self.peers >= self.most.peers
     }
 
     /// The token that the next [`Table::insert`] will give, for opening the socket of a flow of this kind with.
@@ -143,14 +153,14 @@ impl<F> Table<F> {
     /// # Errors
     /// [`Full`] when every flow is live.
     pub fn next_token(&mut self, kind: Kind) -> Result<Token, Full> {
-        while self.index.len() >= self.limit || self.is_share_used(kind) {
+        while self.index.len() >= self.most.flows || self.is_share_used(kind) {
             self.forget_one()?;
         }
         self.promise()
     }
 
     fn promise(&self) -> Result<Token, Full> {
-        if self.index.len() >= self.limit {
+        if self.index.len() >= self.most.flows {
             return Err(Full);
         }
         match self.free.last() {
@@ -170,7 +180,7 @@ impl<F> Table<F> {
     /// # Errors
     /// [`Full`] when every flow is live.
     pub fn insert(&mut self, key: FlowKey, flow: F, deadline: Instant) -> Result<Token, Full> {
-        while self.index.len() >= self.limit {
+        while self.index.len() >= self.most.flows {
             self.forget_one()?;
         }
         let token = self.promise()?;
@@ -192,6 +202,7 @@ impl<F> Table<F> {
         self.slots[slot_of(token)].entry = Some(entry);
         self.datagrams += usize::from(key.kind() == Kind::Datagrams);
         self.ports += usize::from(key.is_port());
+        self.peers += usize::from(key.is_peer());
         self.index.insert(key, token);
         self.deadlines.push(Reverse((deadline, token)));
         Ok(token)
@@ -264,6 +275,7 @@ impl<F> Table<F> {
         self.index.remove(&entry.key);
         self.datagrams -= usize::from(entry.key.kind() == Kind::Datagrams);
         self.ports -= usize::from(entry.key.is_port());
+        self.peers -= usize::from(entry.key.is_peer());
         self.trim_deadlines();
         self.free
             .push(u32::try_from(slot_of(token)).unwrap_or(u32::MAX));
@@ -394,8 +406,12 @@ impl<F> Table<F> {
             return Err(format!("{} flows of datagrams are counted", self.datagrams));
         }
         let ports = self.index.keys().filter(|key| key.is_port()).count();
-        if ports != self.ports || ports > self.most_ports {
+        if ports != self.ports || ports > self.most.ports {
             return Err(format!("{ports} ports, {} are counted", self.ports));
+        }
+        let peers = self.index.keys().filter(|key| key.is_peer()).count();
+        if peers != self.peers || peers > self.most.peers {
+            return Err(format!("{peers} peers, {} are counted", self.peers));
         }
         if self.deadlines.len() > self.most_entries() {
             return Err(format!(

@@ -71,7 +71,7 @@ reasons! {
     Filtered,
     /// A datagram for a flow that has ended meanwhile.
     FlowGone,
-    /// A datagram of a client for whom there is no room among the flows.
+    /// A datagram of a client for whom there is no room among the flows, or one of more queries than a frame may hold.
     NoRoom,
     /// What came from a resolver and is no answer to the query.
     DnsUnasked,

@@ -12,10 +12,12 @@ use std::ops::Range;
 use crate::config::DNS_PORT;
 use crate::flow::key::{FlowKey, Kind};
 use crate::flow::query::{ATTEMPT, Query, ROUNDS};
+use crate::flow::table::BegunBy;
 use crate::flow::{Flow, Turn};
 use crate::host::{DatagramRole, Host, Outgoing, Token, UdpSocket};
 use crate::net::dns::{HEADER, flags};
 use crate::net::emit::Ends;
+use crate::net::parse::Ip;
 use crate::net::{DropReason, Wire};
 
 use super::counters::Disposition;
@@ -25,6 +27,9 @@ use super::{Stack, udp};
 /// Inboxes full of answers that one query may look through in one turn: who fills its socket with forged
 /// ones must not keep the others waiting.
 const BUDGET: usize = 4;
+
+/// Queries that are taken of one frame, whose others are lost: each costs as much as a datagram that came alone.
+const AT_ONCE: usize = 8;
 
 /// Response code of a server that failed, with "recursion available".
 const SERVFAIL: u8 = 0x82;
@@ -43,7 +48,39 @@ fn is_answer(bytes: &[u8], id: u16) -> bool {
 }
 
 impl<H: Host> Stack<H> {
-    pub(super) fn guest_query(
+    /// What a frame holds for the resolver: a query, or several of one size.
+    pub(super) fn guest_queries(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        ip: &Ip<'_>,
+        guest: SocketAddr,
+        payload: &[u8],
+    ) -> Disposition {
+        let Some(size) = ip.udp_segment else {
+            return self.guest_query(turn, ip.wire, guest, payload);
+        };
+        let mut whole = None;
+        let mut queries = payload.chunks(usize::from(size.get()));
+        for query in queries.by_ref().take(AT_ONCE) {
+            let each = self.guest_query(turn, ip.wire, guest, query);
+            // The frame counts as what became of the best of them.
+            let (best, other) = match (whole, each) {
+                (None, each) => (each, None),
+                (Some(Disposition::Dropped(reason)), each) => (each, Some(reason)),
+                (Some(whole), Disposition::Dropped(reason)) => (whole, Some(reason)),
+                (Some(whole), _) => (whole, None),
+            };
+            whole = Some(best);
+            if let Some(reason) = other {
+                self.counters.add_drops(reason, 1);
+            }
+        }
+        self.counters
+            .add_drops(DropReason::NoRoom, queries.len() as u64);
+        whole.unwrap_or(Disposition::Dropped(DropReason::DnsMalformed))
+    }
+
+    fn guest_query(
         &mut self,
         turn: &mut Turn<'_, H>,
         wire: Wire,
@@ -80,6 +117,7 @@ impl<H: Host> Stack<H> {
             .resolver
             .and_then(|last| resolvers.iter().position(|addr| *addr == last))
             .unwrap_or(0);
+        self.limit_queries(turn);
         let asked = self.with_room(turn, Kind::Datagrams, |stack, host| {
             let token = stack.token(Kind::Datagrams)?;
             Ok((token, stack.ask(host, token, bytes, first..first)?))
@@ -105,6 +143,7 @@ impl<H: Host> Stack<H> {
             wire: back,
         };
         self.admit(token, key, Flow::Query(query), turn.now + ATTEMPT);
+        self.table.set_half_open(turn.now, token, BegunBy::Asker);
         Disposition::Forwarded
     }
 
@@ -153,7 +192,13 @@ impl<H: Host> Stack<H> {
     }
 
     /// Tells the guest that no resolver answered.
-    fn fail_query(&mut self, turn: &mut Turn<'_, H>, wire: Wire, guest: SocketAddr, bytes: &[u8]) {
+    pub(super) fn fail_query(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        wire: Wire,
+        guest: SocketAddr,
+        bytes: &[u8],
+    ) {
         let mut answer = bytes.to_vec();
         answer[2] |= flags::RESPONSE;
         answer[3] = SERVFAIL;

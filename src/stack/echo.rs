@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use crate::flow::echo::EchoFlow;
 use crate::flow::key::{FlowKey, Kind};
+use crate::flow::table::BegunBy;
 use crate::flow::{Flow, Turn};
 use crate::host::{EchoSocket, Host, QueuedError, Received, Token};
 use crate::net::DropReason;
@@ -102,7 +103,7 @@ impl<H: Host> Stack<H> {
         };
         let deadline = EchoFlow::<H::Echo>::deadline(turn.now);
         self.admit(token, key, Flow::Echo(flow), deadline);
-        self.table.set_idle(turn.now, token);
+        self.table.set_idle(turn.now, token, BegunBy::Guest);
         Ok(token)
     }
 

@@ -75,6 +75,16 @@ const SCRATCH: usize = 65_536;
 /// published ports did.
 const HALF_OPEN: usize = 4096;
 
+/// Clients of published UDP ports may have this part of all flows: whoever reaches such a port makes them.
+const PEERS: usize = 4;
+
+fn most_peers(max_flows: u32) -> usize {
+    usize::try_from(max_flows).unwrap_or(usize::MAX) / PEERS
+}
+
+/// Bytes that are spliced in one turn, about, however many connections have some.
+const SPLICED: u64 = 4 << 20;
+
 /// What the stack must know of a link.
 #[derive(Debug, Clone, Copy)]
 pub struct LinkInfo {
@@ -137,6 +147,11 @@ impl<H: Host> Stack<H> {
             flows: part(config.max_flows),
             half_open: place.part(HALF_OPEN),
             ports: part(config.max_udp_ports),
+            // One worker has those of a port, and the first has all queries.
+            peers: most_peers(config.max_flows)
+                .min(part(config.max_flows) / 2)
+                .max(1),
+            queries: HALF_OPEN,
         };
         Self {
             link,
@@ -178,8 +193,7 @@ impl<H: Host> Stack<H> {
     /// Takes one event from the host.
     pub fn handle_host(&mut self, turn: &mut Turn<'_, H>, event: Event) {
         if let Some(index) = publish::listener_of(event.token) {
-            self.published_ready(turn, index);
-            return;
+            return self.published_ready(turn.now, index);
         }
         if event.writable {
             self.tcp_connect_ended(turn, event.token);
@@ -230,6 +244,22 @@ impl<H: Host> Stack<H> {
         self.send_train(turn);
         // Whose turn it is may have to pause.
         self.deliver_inbox(turn);
+        let published_first = self.published.are_first();
+        if published_first {
+            self.serve_published(turn, true);
+        }
+        // Those who would find the batch full keep their places.
+        if !self.published.have_filled() {
+            self.pump_ready(turn);
+        }
+        if !published_first {
+            self.serve_published(turn, false);
+        }
+        !self.ready.is_empty() || self.published.have_more() || !self.inbox.is_empty()
+    }
+
+    fn pump_ready(&mut self, turn: &mut Turn<'_, H>) {
+        let most_spliced = self.counters.bytes_spliced + SPLICED;
         for _ in 0..self.ready.len() {
             let Some(token) = self.ready.pop_front() else {
                 break;
@@ -240,13 +270,11 @@ impl<H: Host> Stack<H> {
             self.table.unqueue(token);
             self.pump(turn, token);
             // The one that filled the batch is last in line now: the next leads the next turn.
-            if !turn.tx.has_room() {
+            if !turn.tx.has_room() || self.counters.bytes_spliced >= most_spliced {
                 break;
             }
         }
         self.trim_ready();
-        let more = self.published_pending(turn) || !self.inbox.is_empty();
-        more || !self.ready.is_empty()
     }
 
     /// Takes a new flow into the table, whose socket was opened with `token`, the one that
@@ -295,7 +323,7 @@ impl<H: Host> Stack<H> {
             self.table.next_deadline(),
             self.reassembly.next_deadline(),
             self.advertiser.next_deadline(),
-            self.published_deadline(),
+            self.published.deadline(),
             self.moving_deadline(),
             self.repeat_at,
         ]
@@ -377,6 +405,7 @@ impl<H: Host> Stack<H> {
         self.table.check()?;
         self.counters.check()?;
         self.reassembly.check()?;
+        self.published.check()?;
         self.check_ready()?;
         self.check_engines()
     }

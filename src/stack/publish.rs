@@ -7,8 +7,9 @@
 //! to report.
 
 mod datagrams;
+mod line;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
@@ -23,16 +24,20 @@ use crate::net::emit::Ends;
 use crate::net::{Duration, Instant};
 
 use super::share::Handed;
-use super::{Stack, mapping};
+use super::{Stack, mapping, udp};
+use line::{Left, Line};
 
 /// Set in tokens of published ports, never in those of flows.
 const LISTENER: u64 = 1 << 63;
-/// Connections or datagrams that one port may deliver in one turn.
+/// Connections that one port may take in one turn.
 const BUDGET: usize = 64;
 /// Attempts to find a source port that no other client of the gateway's address uses.
 const PORT_ATTEMPTS: usize = 64;
-/// How long a port is left alone that could not be served for lack of descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The first deadline of a client's connection; its first turn sets another.
+const SOON: Duration = Duration::from_millis(100);
+
+/// `ENOMEM`, `ENFILE`, `EMFILE` and `ENOBUFS` of errno(3), the same numbers on all that we run on: what lacks to all listeners.
+const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
 
 /// The published port that a token names, if it names one.
 #[must_use]
@@ -54,7 +59,7 @@ enum Socket<H: Host> {
 struct Port<H: Host> {
     rule: Publish,
     socket: Socket<H>,
-    /// There may be more to take than the budget allowed.
+    /// In the line of those that may have more to take than the budget allowed.
     pending: bool,
 }
 
@@ -64,8 +69,9 @@ pub struct Published<H: Host> {
     next_id: usize,
     /// How many UDP sockets are among them.
     udp_ports: usize,
-    /// No sooner than this is anything taken: descriptors had run out.
-    paused_until: Option<Instant>,
+    line: Line,
+    /// They came first in this turn, or the last one until [`Published::are_first`], and left the batch full.
+    have_filled: bool,
 }
 
 impl<H: Host> Default for Published<H> {
@@ -74,7 +80,8 @@ impl<H: Host> Default for Published<H> {
             ports: BTreeMap::new(),
             next_id: 1,
             udp_ports: 0,
-            paused_until: None,
+            line: Line::default(),
+            have_filled: false,
         }
     }
 }
@@ -88,6 +95,58 @@ impl<H: Host> Published<H> {
             pending: false,
         };
         self.ports.insert(id, port);
+    }
+
+    fn remove(&mut self, id: usize) -> Option<Port<H>> {
+        let port = self.ports.remove(&id)?;
+        self.udp_ports -= usize::from(matches!(port.socket, Socket::Udp(_)));
+        if port.pending {
+            self.line.remove(id);
+        }
+        Some(port)
+    }
+
+    /// Notes what was left at a port.
+    fn note(&mut self, now: Instant, id: usize, left: Left) {
+        if let Some(port) = self.ports.get_mut(&id) {
+            port.pending = left != Left::Nothing;
+            self.line.note(now, id, left);
+        }
+    }
+
+    /// Each port that has something to take is in one line, once, and no other is.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let pending = self.ports.iter().filter(|(_, port)| port.pending);
+        self.line.check(pending.map(|(id, _)| *id))
+    }
+
+    /// Some have something to take at once.
+    pub(super) fn have_more(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// When ports that had to pause want to be served again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.line.deadline()
+    }
+
+    /// They came first in this turn, and left the batch full.
+    pub(super) const fn have_filled(&self) -> bool {
+        self.have_filled
+    }
+
+    /// It is the turn of published ports before that of flows: who has filled the batch comes second in the next turn.
+    pub(super) fn are_first(&mut self) -> bool {
+        !std::mem::take(&mut self.have_filled)
+    }
+
+    const fn is_udp(port: &Port<H>) -> bool {
+        matches!(port.socket, Socket::Udp(_))
+    }
+
+    /// A published port is there.
+    pub(super) fn has(&self, id: usize) -> bool {
+        self.ports.contains_key(&id)
     }
 
     /// Some UDP port is published.
@@ -112,6 +171,10 @@ enum Step {
     Later,
     /// Out of descriptors: after a pause.
     Exhausted,
+    /// An error that is about nothing in particular, and may be told again.
+    Failed,
+    /// An error that will be told again.
+    Failing,
 }
 
 impl<H: Host> Stack<H> {
@@ -154,13 +217,11 @@ impl<H: Host> Stack<H> {
 
     /// Takes a published port back; connections that came by it live on. False when there is none.
     pub fn unpublish(&mut self, id: usize) -> bool {
-        let Some(port) = self.published.ports.remove(&id) else {
+        let Some(port) = self.published.remove(id) else {
             return false;
         };
-        match port.socket {
-            Socket::Tcp(_) => {}
-            Socket::Udp(_) => self.published.udp_ports -= 1,
-            Socket::Elsewhere(worker) => self.share.hand(worker, Handed::Unpublish { id }),
+        if let Socket::Elsewhere(worker) = port.socket {
+            self.share.hand(worker, Handed::Unpublish { id });
         }
         true
     }
@@ -174,76 +235,75 @@ impl<H: Host> Stack<H> {
     }
 
     /// A published port has connections or datagrams.
-    pub(super) fn published_ready(&mut self, turn: &mut Turn<'_, H>, id: usize) {
-        if self
-            .published
-            .paused_until
-            .is_some_and(|until| turn.now < until)
-        {
-            return self.set_pending(id, true);
+    pub(super) fn published_ready(&mut self, now: Instant, id: usize) {
+        let port = self.published.ports.get(&id);
+        if port.is_some_and(|port| !port.pending) {
+            self.published.note(now, id, Left::More);
         }
-        for _ in 0..BUDGET {
-            let step = match self.published.ports.get(&id) {
-                Some(Port {
-                    socket: Socket::Tcp(_),
-                    ..
-                }) => self.take_connection(turn, id),
-                Some(Port {
-                    socket: Socket::Udp(_),
-                    ..
-                }) => self.take_datagrams(turn, id),
-                Some(Port {
-                    socket: Socket::Elsewhere(_),
-                    ..
-                })
-                | None => return,
+    }
+
+    /// Serves the ports that have something to take; with `first` before all flows.
+    pub(super) fn serve_published(&mut self, turn: &mut Turn<'_, H>, first: bool) {
+        let waiting = self.published.line.take(turn.now);
+        if waiting.is_empty() {
+            return;
+        }
+        let mut kept = VecDeque::new();
+        let mut exhausted = None;
+        // Each port once, so that a busy one can't keep the others waiting.
+        for id in waiting {
+            let udp = self.published.ports.get(&id).is_some_and(Published::is_udp);
+            // The one that filled the batch is last in line now: the next leads the next turn.
+            if udp && !(self.inbox.is_empty() && turn.tx.has_room()) {
+                kept.push_back(id);
+                continue;
+            }
+            let left = self.serve_port(turn, id);
+            if left == Left::Exhausted {
+                exhausted = Some(id);
+            } else {
+                self.published.note(turn.now, id, left);
+            }
+        }
+        // The next descriptor is another's.
+        if let Some(id) = exhausted {
+            self.published.note(turn.now, id, Left::Exhausted);
+        }
+        self.published.line.lead(kept);
+        self.published.have_filled = first && !turn.tx.has_room();
+    }
+
+    /// Takes what a port has, as far as its budget goes.
+    fn serve_port(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Left {
+        let paused = self.published.line.is_paused();
+        let mut failed = 0;
+        let udp = self.published.ports.get(&id).is_some_and(Published::is_udp);
+        let budget = if udp { udp::BUDGET } else { BUDGET };
+        for _ in 0..budget {
+            let step = match self.published.ports.get(&id).map(|port| &port.socket) {
+                // Another has found the descriptors used up.
+                Some(Socket::Tcp(_)) if paused => return Left::Starving,
+                Some(Socket::Tcp(_)) => self.take_connection(turn, id),
+                Some(Socket::Udp(_)) => self.take_datagrams(turn, id),
+                Some(Socket::Elsewhere(_)) | None => return Left::Nothing,
             };
             match step {
                 Step::Taken => {}
-                Step::Empty => return self.set_pending(id, false),
-                Step::Later => return self.set_pending(id, true),
+                Step::Failed => failed += 1,
+                Step::Empty => return Left::Nothing,
+                Step::Later => return Left::More,
+                Step::Failing => return Left::Failing,
                 Step::Exhausted => {
-                    self.published.paused_until = Some(turn.now + PAUSE);
-                    return self.set_pending(id, true);
+                    self.published.line.pause(turn.now);
+                    return Left::Exhausted;
                 }
             }
         }
-        self.set_pending(id, true);
-    }
-
-    fn set_pending(&mut self, id: usize, pending: bool) {
-        if let Some(port) = self.published.ports.get_mut(&id) {
-            port.pending = pending;
+        if failed < budget {
+            Left::More
+        } else {
+            Left::Failing
         }
-    }
-
-    /// Serves the ports that were left with something to take; true when some are again.
-    pub(super) fn published_pending(&mut self, turn: &mut Turn<'_, H>) -> bool {
-        if self
-            .published
-            .paused_until
-            .is_some_and(|until| turn.now < until)
-        {
-            return false;
-        }
-        self.published.paused_until = None;
-        // Each port once, so that a busy one can't keep the others waiting.
-        let mut next = self.pending_from(0);
-        while let Some(id) = next {
-            self.published_ready(turn, id);
-            next = self.pending_from(id + 1);
-        }
-        self.pending_from(0).is_some() && self.published.paused_until.is_none()
-    }
-
-    fn pending_from(&self, id: usize) -> Option<usize> {
-        let mut ports = self.published.ports.range(id..);
-        ports.find(|(_, port)| port.pending).map(|(id, _)| *id)
-    }
-
-    /// When ports that had to pause want to be served again.
-    pub(super) const fn published_deadline(&self) -> Option<Instant> {
-        self.published.paused_until
     }
 
     fn take_connection(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Step {
@@ -258,7 +318,7 @@ impl<H: Host> Stack<H> {
         let rule = *rule;
         let (socket, client) = match turn.host.tcp_accept(listener) {
             Ok(accepted) => accepted,
-            Err(error) => return after_error(&error),
+            Err(error) => return after_accept(&error),
         };
         // Clients that look alike to the guest are one worker's, who tells them apart.
         let place = self.share.place;
@@ -337,7 +397,7 @@ impl<H: Host> Stack<H> {
             guest,
             remote: seen,
         };
-        self.admit(token, key, Flow::Tcp(flow), turn.now + PAUSE);
+        self.admit(token, key, Flow::Tcp(flow), turn.now + SOON);
         self.table.set_half_open(turn.now, token, BegunBy::Client);
         self.make_ready(token);
         Ok(())
@@ -387,19 +447,26 @@ impl<H: Host> Stack<H> {
 }
 
 /// Nothing left, out of descriptors, or a client that is gone again already.
-fn after_error(error: &io::Error) -> Step {
+fn after_accept(error: &io::Error) -> Step {
     let kind = error.kind();
     // accept(2): network errors of the new connection are reported here, and concern it alone. That
     // something is forbidden is about us, and said again.
     let passes = kind == ErrorKind::Interrupted
         || kind == ErrorKind::ConnectionAborted
-        || (kind != ErrorKind::PermissionDenied && super::udp::unreachable(error).is_some());
+        || (kind != ErrorKind::PermissionDenied && udp::unreachable(error).is_some());
     if kind == ErrorKind::WouldBlock {
         Step::Empty
     } else if passes {
         Step::Taken
     } else {
         tracing::warn!(%error, "published port pauses");
-        Step::Exhausted
+        if EXHAUSTED
+            .iter()
+            .any(|number| error.raw_os_error() == Some(*number))
+        {
+            Step::Exhausted
+        } else {
+            Step::Failing
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::flow::table::{BegunBy, Full, Wait};
 use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
 use crate::host::{Host, Token};
-use crate::net::{Duration, Instant};
+use crate::net::{DropReason, Duration, Instant};
 
 use super::Stack;
 
@@ -29,6 +29,9 @@ const UNANSWERED: Duration = Duration::from_secs(1);
 /// REQ-5 asks for where there is.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// A client of a published UDP port gives way to a newer one after this time, where as many are known as may be.
+const PEER_IDLE: Duration = Duration::from_secs(5);
+
 /// There is no room for another, or no descriptor.
 pub(super) fn is_exhaustion(error: &io::Error) -> bool {
     let number = error.raw_os_error();
@@ -38,6 +41,10 @@ pub(super) fn is_exhaustion(error: &io::Error) -> bool {
 
 fn is_half_open<H: Host>(flow: &Flow<H>) -> bool {
     matches!(flow, Flow::Tcp(flow) if flow.is_half_open())
+}
+
+const fn is_query<H: Host>(flow: &Flow<H>) -> bool {
+    matches!(flow, Flow::Query(_))
 }
 
 impl<H: Host> Stack<H> {
@@ -83,9 +90,11 @@ impl<H: Host> Stack<H> {
         let same = self.table.is_share_used(kind);
         let streams = !same || kind == Kind::Stream;
         let datagrams = !same || kind == Kind::Datagrams;
-        (streams && self.abandon_oldest(turn, &BegunBy::ALL, GRACE))
+        (streams && self.abandon_oldest(turn, &BegunBy::ENDS, GRACE))
             || (datagrams
-                && (self.close_unanswered(turn.now, &BegunBy::ALL) || self.close_idle(turn.now)))
+                && (self.close_unanswered(turn.now, &BegunBy::ENDS, UNANSWERED)
+                    || self.fail_oldest_query(turn, UNANSWERED)
+                    || self.close_idle(turn.now, &BegunBy::ENDS, IDLE)))
     }
 
     /// Ends the connection that has waited longest for its other end, of those that one of `begun` began, if it
@@ -112,18 +121,62 @@ impl<H: Host> Stack<H> {
     pub(super) fn limit_ports(&mut self, now: Instant) {
         /// What is idle need be no port.
         const LOOKS: usize = 16;
-        if self.table.are_ports_used() && !self.close_unanswered(now, &[BegunBy::Guest]) {
+        if self.table.are_ports_used() && !self.close_unanswered(now, &[BegunBy::Guest], UNANSWERED)
+        {
             for _ in 0..LOOKS {
-                if !self.table.are_ports_used() || !self.close_idle(now) {
+                if !self.table.are_ports_used() || !self.close_idle(now, &[BegunBy::Guest], IDLE) {
                     break;
                 }
             }
         }
     }
 
+    /// The token for another client of a published UDP port. Where as many are known as may be, the oldest that the guest has
+    /// not answered goes first, however young: whoever reaches the host makes them, and those who are served stay.
+    ///
+    /// # Errors
+    /// `QuotaExceeded` where there is no room for one.
+    pub(super) fn room_for_peer(&mut self, turn: &mut Turn<'_, H>) -> io::Result<Token> {
+        let clients = [BegunBy::Client];
+        if self.table.are_peers_used()
+            && !self.close_unanswered(turn.now, &clients, Duration::ZERO)
+            && !self.close_idle(turn.now, &clients, PEER_IDLE)
+        {
+            return Err(ErrorKind::QuotaExceeded.into());
+        }
+        self.with_room(turn, Kind::Datagrams, |stack, _| {
+            stack.token(Kind::Datagrams)
+        })
+    }
+
+    /// Makes room for another query, where as many wait for the resolver as may.
+    pub(super) fn limit_queries(&mut self, turn: &mut Turn<'_, H>) {
+        if self.table.is_half_open_full(BegunBy::Asker, is_query) {
+            self.fail_oldest_query(turn, Duration::ZERO);
+        }
+    }
+
+    /// Gives up on the query that has waited longest for the resolver, if it has for `time`.
+    fn fail_oldest_query(&mut self, turn: &mut Turn<'_, H>, time: Duration) -> bool {
+        let latest = turn.now - time;
+        let oldest = self
+            .table
+            .take_longest(Wait::OtherEnd, &[BegunBy::Asker], latest, is_query);
+        let Some(Flow::Query(query)) = oldest else {
+            return false;
+        };
+        if turn.tx.has_room() {
+            self.fail_query(turn, query.wire, query.guest, &query.bytes);
+        } else {
+            self.counters.add_drops(DropReason::TransmitFull, 1);
+        }
+        self.counters.flows_abandoned += 1;
+        true
+    }
+
     /// Closes the port, or the client of a published one, that came longest ago and was never answered, if it has had
     /// its time.
-    pub(super) fn close_unanswered(&mut self, now: Instant, begun: &[BegunBy]) -> bool {
+    fn close_unanswered(&mut self, now: Instant, begun: &[BegunBy], time: Duration) -> bool {
         let waits = |flow: &Flow<H>| match flow {
             Flow::Udp(flow) => flow.is_unanswered(),
             Flow::Peer(peer) => !peer.answered,
@@ -131,22 +184,21 @@ impl<H: Host> Stack<H> {
         };
         let oldest = self
             .table
-            .take_longest(Wait::Answer, begun, now - UNANSWERED, waits);
+            .take_longest(Wait::Answer, begun, now - time, waits);
         self.counters.flows_abandoned += u64::from(oldest.is_some());
         oldest.is_some()
     }
 
-    /// Closes one of the ports, pings and clients of published ports that have carried nothing for long.
-    pub(super) fn close_idle(&mut self, now: Instant) -> bool {
+    /// Closes one of the ports, pings and clients of published ports that have carried nothing for so long.
+    fn close_idle(&mut self, now: Instant, begun: &[BegunBy], time: Duration) -> bool {
         let timeouts = self.config.timeouts;
-        let oldest = self
-            .table
-            .take_idle(now - IDLE, |flow, deadline| match flow {
-                Flow::Udp(flow) => Some(flow.active_at(deadline)),
-                Flow::Echo(_) => Some(EchoFlow::<H::Echo>::active_at(deadline)),
-                Flow::Peer(_) => Some(PublishedPeer::active_at(deadline, timeouts)),
-                Flow::Tcp(_) | Flow::Spliced(_) | Flow::Query(_) => None,
-            });
+        let seen = |flow: &Flow<H>, deadline| match flow {
+            Flow::Udp(flow) => Some(flow.active_at(deadline)),
+            Flow::Echo(_) => Some(EchoFlow::<H::Echo>::active_at(deadline)),
+            Flow::Peer(_) => Some(PublishedPeer::active_at(deadline, timeouts)),
+            Flow::Tcp(_) | Flow::Spliced(_) | Flow::Query(_) => None,
+        };
+        let oldest = self.table.take_idle(begun, now - time, seen);
         self.counters.flows_abandoned += u64::from(oldest.is_some());
         oldest.is_some()
     }

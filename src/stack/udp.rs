@@ -22,7 +22,7 @@ use super::mapping::{self, Verdict};
 use super::trains::{Departure, Exit, FromGuest};
 
 /// Inboxes full of datagrams that one socket may deliver in one turn.
-const BUDGET: usize = 4;
+pub(super) const BUDGET: usize = 4;
 
 /// Datagrams that come in one frame at most: as many as a kernel sends so (`UDP_MAX_SEGMENTS` of include/linux/udp.h).
 const MOST_AT_ONCE: usize = 128;
@@ -134,7 +134,7 @@ impl<H: Host> Stack<H> {
                 Verdict::Host(to) => self
                     .own_port(turn, ip.wire, guest, to)
                     .map(|token| (Exit::Flow(token), to)),
-                Verdict::Resolver => return self.guest_query(turn, ip.wire, guest, udp.payload),
+                Verdict::Resolver => return self.guest_queries(turn, ip, guest, udp.payload),
                 Verdict::Refuse => Err(Unsent::Said(IcmpError::PortUnreachable)),
                 Verdict::Unreachable(error) => Err(Unsent::Said(error)),
                 Verdict::Drop(reason) => return Disposition::Dropped(reason),

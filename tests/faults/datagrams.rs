@@ -4,10 +4,8 @@
 //! are, that limits refuse the newest and nobody else, and that sockets come back.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU16;
 use std::time::Instant;
 
-use tapgate::buf::{LinkId, RxMeta};
 use tapgate::config::Config;
 use tapgate::host::QueuedError;
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
@@ -145,11 +143,7 @@ fn row_28_one_frame_is_no_flood() {
     let ip = Ipv4::new(OUTSIDE, UDP);
     let frame = ip.frame(&ip.udp(5000, 7, &[7; 1_200]));
     let mut sent = |size: u16| {
-        let meta = RxMeta {
-            udp_segment: NonZeroU16::new(size),
-            ..RxMeta::plain(LinkId(0))
-        };
-        rig.with_stack(|stack, turn| stack.handle_frame(turn, &frame, meta));
+        rig.segmented(&frame, size);
         rig.net.take_sent().len()
     };
     // As many datagrams as a kernel puts into one, and no more.

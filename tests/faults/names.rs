@@ -6,12 +6,13 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
+use tapgate::config::Config;
 use tapgate::host::DatagramRole;
 use tapgate::host::simulated::{ConnectAnswer, Sent};
 use tapgate::net::DropReason;
 
 use crate::frames::query;
-use crate::packets::{Ipv4, UDP};
+use crate::packets::{self, Ipv4, UDP};
 use crate::peer::{Peer, SYN};
 use crate::rig::{RESOLVER, Rig, addr, pattern};
 use crate::{Random, count};
@@ -232,5 +233,96 @@ fn row_32_spoofed_answers() {
     let stranger = Peer::new(5003, SocketAddr::new(RESOLVER.into(), 53));
     rig.frame(&stranger.with(SYN | 0x10, &[], |_| ()));
     assert!(rig.net.connections().is_empty());
+    rig.recovers(0);
+}
+
+#[test]
+fn row_31_queries_that_nobody_answers_leave_room() {
+    /// That may wait at once.
+    const MOST: usize = 4096;
+    let mut rig = rig();
+    for nth in 0..2 * MOST {
+        let id = u16::try_from(nth).unwrap();
+        ask(&mut rig, 4000, &query(id));
+    }
+    // The oldest hear that it failed.
+    let failed = got(&mut rig);
+    assert_eq!(failed.len(), MOST);
+    assert!(failed.iter().all(|answer| answer[3] & 0xf == 2));
+    assert_eq!(rig.net.open_datagram_sockets().len(), MOST);
+    let sent = rig.net.take_sent();
+    let last = sent.last().unwrap();
+    let mut answer = last.payload.clone();
+    answer[2] |= 0x80;
+    rig.net.deliver(last.socket, addr(NAMES), &answer);
+    rig.turn();
+    assert_eq!(got(&mut rig).len(), 1);
+    rig.secs(60);
+    rig.recovers(0);
+}
+
+#[test]
+fn row_31_queries_that_nobody_answers_make_way_for_others() {
+    const MOST: usize = 800;
+    let config = Config {
+        max_flows: u32::try_from(MOST).unwrap(),
+        ..Config::default()
+    };
+    for descriptors in [None, Some(MOST / 2)] {
+        let mut rig = Rig::with(config.clone());
+        rig.net.set_resolvers(&[addr(NAMES)]);
+        rig.net.limit_open(descriptors);
+        // All that may be had.
+        let most = descriptors.unwrap_or(MOST * 7 / 8);
+        for nth in 0..most {
+            ask(&mut rig, 4000, &query(u16::try_from(nth).unwrap()));
+        }
+        assert_eq!(rig.net.take_sent().len(), most);
+        let hello = packets::udp_frame(5000, addr("192.0.2.1:7"), b"hello");
+        // They have had no time to be answered.
+        rig.frame(&hello);
+        assert!(rig.net.take_sent().is_empty());
+        assert!(got(&mut rig).is_empty());
+        rig.millis(1100);
+        rig.frame(&hello);
+        let sent = rig.net.take_sent();
+        assert_eq!(sent.iter().filter(|it| it.payload == b"hello").count(), 1);
+        // The oldest hears that it failed.
+        let failed = got(&mut rig);
+        assert_eq!(failed.len(), 1);
+        assert_eq!((&failed[0][..2], failed[0][3] & 0xf), (&[0, 0][..], 2));
+        rig.net.limit_open(None);
+        rig.secs(60);
+        rig.recovers(0);
+    }
+}
+
+#[test]
+fn row_31_queries_of_one_frame_cost_no_more_than_their_part() {
+    /// That are taken of a frame.
+    const AT_ONCE: usize = 8;
+    let mut rig = rig();
+    for count in [1, 2, AT_ONCE, AT_ONCE + 1, 40] {
+        let queries: Vec<u8> = (0..count)
+            .flat_map(|id| query(u16::try_from(id).unwrap()))
+            .collect();
+        let ip = Ipv4::new(RESOLVER, UDP);
+        let size = u16::try_from(query(0).len()).unwrap();
+        let before = rig.dropped(DropReason::NoRoom);
+        rig.segmented(&ip.frame(&ip.udp(4000, 53, &queries)), size);
+        let sent = rig.net.take_sent();
+        assert_eq!(sent.len(), count.min(AT_ONCE));
+        let dropped = rig.dropped(DropReason::NoRoom) - before;
+        assert_eq!(dropped, count.saturating_sub(AT_ONCE) as u64);
+        for (nth, query) in sent.iter().enumerate() {
+            let mut answer = query.payload.clone();
+            answer[2] |= 0x80;
+            rig.net.deliver(query.socket, query.to, &answer);
+            rig.turn();
+            let answers = got(&mut rig);
+            assert_eq!(answers.len(), 1);
+            assert_eq!(usize::from(answers[0][1]), nth, "each its own");
+        }
+    }
     rig.recovers(0);
 }

@@ -5,6 +5,7 @@
 //! invariants, which look at every flow, are asked for when a test says so.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use tapgate::buf::{LinkId, RxMeta, TxBatch, TxCapabilities};
@@ -124,6 +125,18 @@ impl Rig {
         self.batch([bytes]);
     }
 
+    /// The guest sends a frame that is several datagrams of this size, as its kernel leaves them to its network card to take apart.
+    pub(crate) fn segmented(&mut self, bytes: &[u8], size: u16) {
+        self.frames += 1;
+        let meta = RxMeta {
+            udp_segment: NonZeroU16::new(size),
+            ..RxMeta::plain(LinkId(0))
+        };
+        self.with_stack(|stack, turn| stack.handle_frame(turn, bytes, meta));
+        self.turn();
+        self.all_are_counted();
+    }
+
     /// The guest sends frames, which the loop takes in one turn.
     pub(crate) fn batch<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
         let mut turn = Turn {
@@ -150,28 +163,29 @@ impl Rig {
 
     /// Turns at this time, until there is nothing left to do.
     pub(crate) fn turn(&mut self) {
-        loop {
-            let mut turn = Turn {
-                now: self.now,
-                host: &mut self.host,
-                tx: &mut self.tx,
-            };
-            for event in self.net.take_events() {
-                self.stack.handle_host(&mut turn, event);
-            }
-            self.stack.handle_timeout(&mut turn);
-            let more = self.stack.poll_transmit(&mut turn);
-            for frame in self.tx.frames() {
-                self.sent += 1;
-                if self.keep {
-                    self.out.push(frame.bytes().to_vec());
-                }
-            }
-            self.tx.clear();
-            if !more && !self.net.has_events() {
-                return;
+        while self.one_turn() {}
+    }
+
+    /// One turn at this time; true when there is more to do.
+    pub(crate) fn one_turn(&mut self) -> bool {
+        let mut turn = Turn {
+            now: self.now,
+            host: &mut self.host,
+            tx: &mut self.tx,
+        };
+        for event in self.net.take_events() {
+            self.stack.handle_host(&mut turn, event);
+        }
+        self.stack.handle_timeout(&mut turn);
+        let more = self.stack.poll_transmit(&mut turn);
+        for frame in self.tx.frames() {
+            self.sent += 1;
+            if self.keep {
+                self.out.push(frame.bytes().to_vec());
             }
         }
+        self.tx.clear();
+        more || self.net.has_events()
     }
 
     /// Lets time pass, from deadline to deadline as the loop does.

@@ -1,31 +1,35 @@
 //! Who gives way where there is no room: first what is over, then what has waited longest for an answer, then what was
 //! idle the longest. An open connection never does.
 //!
-//! Owns queues of flows by the time since which they wait: connections that the guest began, and those that the host's
-//! clients did, each have their own, so that neither can crowd the other out. What is in a queue may be gone, or wait no longer: that is
+//! Owns queues of flows by the time since which they wait: what the guest began, what the host's clients did, and queries
+//! each have their own, so that none can crowd another out. What is in a queue may be gone, or wait no longer: that is
 //! found out when it comes up, so nothing is to be done for a flow that goes on.
 
 use std::collections::VecDeque;
 
-use super::{Full, KEPT, Table};
+use super::{Full, KEPT, Most, Table};
 use crate::host::Token;
 use crate::net::Instant;
 
 /// Flows that are looked at to find one that is idle.
 const LOOKS: usize = 64;
 
-/// Who began a connection that waits for its other end.
+/// Who began what waits for its other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BegunBy {
     /// The guest.
     Guest,
     /// A client of a published port's.
     Client,
+    /// The guest, which asks the resolver.
+    Asker,
 }
 
 impl BegunBy {
-    /// All there are.
-    pub const ALL: [Self; 2] = [Self::Guest, Self::Client];
+    /// Those who exchange more than a question and an answer.
+    pub const ENDS: [Self; 2] = [Self::Guest, Self::Client];
+    /// How many there are.
+    const COUNT: usize = 3;
 }
 
 /// What a flow waits for.
@@ -51,23 +55,24 @@ pub(super) struct Waiting {
     /// Flows that are over but remembered: they give way to new ones.
     over: VecDeque<Token>,
     /// Flows that wait for their other end, by who began them.
-    half_open: [HalfOpen; BegunBy::ALL.len()],
+    half_open: [HalfOpen; BegunBy::COUNT],
     /// So many of each may at once.
-    most_half_open: usize,
+    most_half_open: [usize; BegunBy::COUNT],
     /// Flows that nobody has answered: the guest's ports, and clients of published ones.
-    unanswered: [VecDeque<(Instant, Token)>; BegunBy::ALL.len()],
+    unanswered: [VecDeque<(Instant, Token)>; BegunBy::COUNT],
     /// Flows that may be idle, and when they were last seen not to be.
-    idle: VecDeque<(Instant, Token)>,
+    idle: [VecDeque<(Instant, Token)>; BegunBy::COUNT],
 }
 
 impl Waiting {
-    pub(super) fn new(most_half_open: usize) -> Self {
+    pub(super) fn new(most: Most) -> Self {
+        let most_half_open = [most.half_open, most.half_open, most.queries];
         Self {
             over: VecDeque::new(),
             half_open: Default::default(),
             most_half_open,
             unanswered: Default::default(),
-            idle: VecDeque::new(),
+            idle: Default::default(),
         }
     }
 
@@ -85,17 +90,17 @@ impl Waiting {
         for half_open in &mut self.half_open {
             half_open.queue.shrink_to(KEPT);
         }
-        for unanswered in &mut self.unanswered {
-            unanswered.shrink_to(KEPT);
+        for queue in self.unanswered.iter_mut().chain(&mut self.idle) {
+            queue.shrink_to(KEPT);
         }
-        self.idle.shrink_to(KEPT);
     }
 
     /// The bounds hold.
     pub(super) fn check(&self) -> Result<(), String> {
-        let mut counts = self.half_open.iter().map(|it| it.queue.len());
-        match counts.find(|count| *count > self.most_half_open) {
-            Some(count) => Err(format!("{count} are half open")),
+        let counts = self.half_open.iter().map(|it| it.queue.len());
+        let mut judged = counts.zip(self.most_half_open);
+        match judged.find(|(count, most)| count > most) {
+            Some((count, _)) => Err(format!("{count} are half open")),
             None => Ok(()),
         }
     }
@@ -165,7 +170,7 @@ impl<F> Table<F> {
             self.waiting.queue(wait, begun).pop_front();
             // What has been answered may be idle.
             if lives && wait == Wait::Answer {
-                self.set_idle(since, token);
+                self.set_idle(since, token, begun);
             }
         }
         None
@@ -173,7 +178,7 @@ impl<F> Table<F> {
 
     /// As many flows that these began wait for their other end as may.
     pub fn is_half_open_full(&mut self, begun: BegunBy, waits: impl Fn(&F) -> bool) -> bool {
-        let most = self.waiting.most_half_open;
+        let most = self.waiting.most_half_open[begun as usize];
         let half_open = &mut self.waiting.half_open[begun as usize];
         // Looking at all costs each newcomer no more than a few looks.
         if half_open.queue.len() >= most && half_open.came >= most / 4 {
@@ -198,33 +203,38 @@ impl<F> Table<F> {
     }
 
     /// Notes a flow that may give way once it is idle.
-    pub fn set_idle(&mut self, now: Instant, token: Token) {
-        let entry = (now, token);
-        self.waiting.idle.push_back(entry);
-        if self.waiting.idle.len() > self.most_entries() {
-            let queue = std::mem::take(&mut self.waiting.idle);
-            self.waiting.idle = self.living(queue);
+    pub fn set_idle(&mut self, now: Instant, token: Token, begun: BegunBy) {
+        self.waiting.idle[begun as usize].push_back((now, token));
+        if self.waiting.idle[begun as usize].len() > self.most_entries() {
+            let queue = std::mem::take(&mut self.waiting.idle[begun as usize]);
+            self.waiting.idle[begun as usize] = self.living(queue);
         }
     }
 
-    /// Takes out a flow that has carried nothing since `latest`, of those that were idle the longest; `seen` says when
-    /// one did, by its deadline. Of a crowd in use some are looked at, the others the next time.
+    /// Takes out a flow that has carried nothing since `latest`, of those that one of `begun` began and that were idle the
+    /// longest; `seen` says when one did, by its deadline. Of a crowd in use some are looked at, the others the next time.
     pub fn take_idle(
         &mut self,
+        begun: &[BegunBy],
         latest: Instant,
         seen: impl Fn(&F, Instant) -> Option<Instant>,
     ) -> Option<F> {
         for _ in 0..LOOKS {
-            let &(since, token) = self.waiting.idle.front()?;
+            let fronts = begun.iter().filter_map(|&begun| {
+                let front = self.waiting.idle[begun as usize].front()?;
+                Some((*front, begun))
+            });
+            let ((since, token), begun) = fronts.min_by_key(|((since, _), _)| *since)?;
             let entry = self.entry(token);
             let at = entry.and_then(|entry| seen(&entry.flow, entry.deadline));
             if at.is_some_and(|at| at <= since) && since > latest {
                 return None;
             }
-            self.waiting.idle.pop_front();
+            let queue = &mut self.waiting.idle[begun as usize];
+            queue.pop_front();
             match at {
                 Some(at) if at <= latest => return self.remove(token),
-                Some(at) => self.waiting.idle.push_back((at, token)),
+                Some(at) => queue.push_back((at, token)),
                 None => {}
             }
         }

@@ -25,6 +25,8 @@ fn table(limit: usize) -> Table<u16> {
         flows: limit,
         half_open: limit,
         ports: limit,
+        peers: limit,
+        queries: limit,
     };
     Table::new(most, KeyedState::new((1, 2)))
 }

@@ -3,16 +3,17 @@
 //! Comes in: what is at the sockets of such ports. Goes out: datagrams to the guest, whose source is the client as
 //! it is known inside. Who that is the flow table remembers, so that the guest's answer finds its way.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 
-use super::{Port, Socket, Step, after_error, listener_token};
-use crate::flow::key::{FlowKey, Kind};
+use super::{Port, Socket, Step, listener_token};
+use crate::flow::key::FlowKey;
 use crate::flow::table::BegunBy;
 use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
-use crate::host::{Host, QueuedError, Received, UdpSocket};
+use crate::host::{Host, QueuedError, Received, Token, UdpSocket};
+use crate::net::DropReason;
 use crate::net::emit::{self, Ends};
-use crate::net::{DropReason, Instant};
 use crate::stack::{Stack, udp};
 
 /// Ports that a client of a published UDP port may appear with inside.
@@ -46,8 +47,9 @@ impl<H: Host> Stack<H> {
                     self.report_answer(turn, guest, &queued);
                     Step::Taken
                 }
+                None if error.kind() == ErrorKind::WouldBlock => Step::Empty,
                 // One about an earlier answer is told once, with or without more about it.
-                None => after_error(&error),
+                None => Step::Failed,
             },
         }
     }
@@ -69,7 +71,7 @@ impl<H: Host> Stack<H> {
             asked: first.asked,
             answered: false,
         };
-        let Some(seen) = self.note_peer(turn.now, guest, peer) else {
+        let Some(seen) = self.note_peer(turn, guest, peer) else {
             self.counters.flows_refused += 1;
             self.counters.add_drops(DropReason::NoRoom, 1);
             return 1;
@@ -125,35 +127,46 @@ impl<H: Host> Stack<H> {
     /// the same ones each time.
     fn note_peer(
         &mut self,
-        now: Instant,
+        turn: &mut Turn<'_, H>,
         guest: SocketAddr,
         peer: PublishedPeer,
     ) -> Option<SocketAddr> {
+        let now = turn.now;
         let deadline = PublishedPeer::deadline(now, self.config.timeouts);
+        let mut free = None;
         for seen in self.peer_endpoints(guest, peer.client) {
             let key = FlowKey::Peer {
                 link: self.link.id,
                 guest,
                 remote: seen,
             };
-            let Some(token) = self.table.find(&key) else {
-                let mut token = self.token(Kind::Datagrams);
-                if token.is_err()
-                    && (self.close_unanswered(now, &BegunBy::ALL) || self.close_idle(now))
-                {
-                    token = self.token(Kind::Datagrams);
-                }
-                let token = token.ok()?;
-                self.admit(token, key, Flow::Peer(peer), deadline);
-                self.table.set_unanswered(now, token, BegunBy::Client);
-                return Some(seen);
+            let known = self
+                .table
+                .find(&key)
+                .filter(|&token| !self.forget_stale(token));
+            let Some(token) = known else {
+                free = free.or(Some((key, seen)));
+                continue;
             };
             if matches!(self.table.get(token), Some(Flow::Peer(known)) if known.is_same(&peer)) {
                 self.table.set_deadline(token, deadline);
                 return Some(seen);
             }
         }
-        None
+        let (key, seen) = free?;
+        let token = self.room_for_peer(turn).ok()?;
+        self.admit(token, key, Flow::Peer(peer), deadline);
+        self.table.set_unanswered(now, token, BegunBy::Client);
+        Some(seen)
+    }
+
+    /// Forgets a client that came by a port which is no longer published; true when it did.
+    fn forget_stale(&mut self, token: Token) -> bool {
+        let stale = matches!(self.table.get(token), Some(Flow::Peer(known)) if !self.published.has(known.published));
+        if stale {
+            self.table.remove(token);
+        }
+        stale
     }
 
     /// The endpoints that a client may have as the guest sees it, best first.
