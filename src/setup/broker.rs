@@ -20,7 +20,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::run::{self, Job};
@@ -250,7 +249,7 @@ impl Drop for Broker {
             }
         };
         if ended {
-            let _ = waitpid(self.pid, None);
+            let _ = process::wait_for(self.pid);
         } else {
             tracing::warn!(pid = %self.pid, "the broker does not end");
         }

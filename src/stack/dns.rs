@@ -62,16 +62,12 @@ impl<H: Host> Stack<H> {
         let mut whole = None;
         let mut queries = payload.chunks(usize::from(size.get()));
         for query in queries.by_ref().take(AT_ONCE) {
-            let each = self.guest_query(turn, ip.wire, guest, query);
+            let mut each = Some(self.guest_query(turn, ip.wire, guest, query));
             // The frame counts as what became of the best of them.
-            let (best, other) = match (whole, each) {
-                (None, each) => (each, None),
-                (Some(Disposition::Dropped(reason)), each) => (each, Some(reason)),
-                (Some(whole), Disposition::Dropped(reason)) => (whole, Some(reason)),
-                (Some(whole), _) => (whole, None),
-            };
-            whole = Some(best);
-            if let Some(reason) = other {
+            if matches!(whole, None | Some(Disposition::Dropped(_))) {
+                std::mem::swap(&mut whole, &mut each);
+            }
+            if let Some(Disposition::Dropped(reason)) = each {
                 self.counters.add_drops(reason, 1);
             }
         }

@@ -78,10 +78,6 @@ const HALF_OPEN: usize = 4096;
 /// Clients of published UDP ports may have this part of all flows: whoever reaches such a port makes them.
 const PEERS: usize = 4;
 
-fn most_peers(max_flows: u32) -> usize {
-    usize::try_from(max_flows).unwrap_or(usize::MAX) / PEERS
-}
-
 /// Bytes that are spliced in one turn, about, however many connections have some.
 const SPLICED: u64 = 4 << 20;
 
@@ -142,13 +138,14 @@ impl<H: Host> Stack<H> {
     pub fn worker(config: Arc<Config>, link: LinkInfo, seed: [u64; 4], place: Place) -> Self {
         let secrets = Secrets::new(seed);
         let hash = KeyedState::new(secrets.hash_key());
-        let part = |limit| place.part(usize::try_from(limit).unwrap_or(usize::MAX));
+        let whole = |limit| usize::try_from(limit).unwrap_or(usize::MAX);
+        let part = |limit| place.part(whole(limit));
         let most = Most {
             flows: part(config.max_flows),
             half_open: place.part(HALF_OPEN),
             ports: part(config.max_udp_ports),
             // One worker has those of a port, and the first has all queries.
-            peers: most_peers(config.max_flows)
+            peers: (whole(config.max_flows) / PEERS)
                 .min(part(config.max_flows) / 2)
                 .max(1),
             queries: HALF_OPEN,

@@ -3,7 +3,7 @@
 //! Owns the listening sockets; of several workers the first has those of TCP, and the list of all. Comes in:
 //! connections and datagrams of the host's clients. Goes out: flows towards the guest whose source is the
 //! client itself (a client on the host's loopback appears as the gateway, which the guest can answer); where
-//! the rule lets it, a connection goes past the link instead ([`super::spliced`]). Bind errors are the caller's
+//! the rule lets it, a connection goes past the link instead ([`super::spliced`]). Who is served when [`line`] says. Bind errors are the caller's
 //! to report.
 
 mod datagrams;
@@ -24,7 +24,7 @@ use crate::net::emit::Ends;
 use crate::net::{Duration, Instant};
 
 use super::share::Handed;
-use super::{Stack, mapping, udp};
+use super::{Stack, mapping, room, udp};
 use line::{Left, Line};
 
 /// Set in tokens of published ports, never in those of flows.
@@ -36,8 +36,8 @@ const PORT_ATTEMPTS: usize = 64;
 /// The first deadline of a client's connection; its first turn sets another.
 const SOON: Duration = Duration::from_millis(100);
 
-/// `ENOMEM`, `ENFILE`, `EMFILE` and `ENOBUFS` of errno(3), the same numbers on all that we run on: what lacks to all listeners.
-const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
+/// `ENOMEM` and `ENOBUFS` of errno(3), the same numbers on all that we run on: like descriptors, they lack to all listeners.
+const NO_MEMORY: [i32; 2] = [12, 105];
 
 /// The published port that a token names, if it names one.
 #[must_use]
@@ -59,7 +59,7 @@ enum Socket<H: Host> {
 struct Port<H: Host> {
     rule: Publish,
     socket: Socket<H>,
-    /// In the line of those that may have more to take than the budget allowed.
+    /// In some place of the line.
     pending: bool,
 }
 
@@ -460,10 +460,8 @@ fn after_accept(error: &io::Error) -> Step {
         Step::Taken
     } else {
         tracing::warn!(%error, "published port pauses");
-        if EXHAUSTED
-            .iter()
-            .any(|number| error.raw_os_error() == Some(*number))
-        {
+        let number = error.raw_os_error();
+        if room::is_exhaustion(error) || number.is_some_and(|it| NO_MEMORY.contains(&it)) {
             Step::Exhausted
         } else {
             Step::Failing

@@ -1,6 +1,6 @@
-//! Processes: fork, descriptors of processes, namespaces by descriptor.
+//! Processes: fork, their ends, descriptors of processes, namespaces by descriptor.
 //!
-//! Follows fork(2), pidfd_open(2), ioctl_ns(2). Fork is only for the time before threads exist.
+//! Follows fork(2), wait4(2), pidfd_open(2), ioctl_ns(2). Fork is only for the time before threads exist.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

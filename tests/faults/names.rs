@@ -1,4 +1,4 @@
-//! Rows 30 to 32: questions and answers of the name service that are long, nonsense, or somebody else's.
+//! Rows 30 to 32: questions and answers of the name service that are long, nonsense, somebody else's, or never come.
 //!
 //! In: queries of a guest and answers of a resolver, of any bytes. Out: that what is passed on is passed on
 //! unchanged, that nobody but who was asked is heard, and that nothing runs in circles.
