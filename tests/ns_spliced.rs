@@ -140,6 +140,17 @@ fn client_is_reset_when_nobody_listens_inside() {
 }
 
 #[test]
+fn client_is_reset_when_the_namespace_has_no_port_but_the_one_that_is_asked_for() {
+    let port = 40_001;
+    let net = Net::up(&["-p", &format!("8080:{port}")]);
+    let only = format!("echo {port} {port} > /proc/sys/net/ipv4/ip_local_port_range");
+    net.guest.run("sh", &["-c", &only]).output();
+    assert_errno(refused(&net, at(LOOPBACK, 8080)), REFUSED);
+    let listener = net.guest.listen(at(GUEST, port));
+    listener.expect("nobody keeps the port");
+}
+
+#[test]
 fn ports_of_the_api_lead_over_the_tap_and_the_list_tells_which_do_not() {
     let net = Net::up(&["-p", "8080:80", "--api-socket", "/mnt/api.sock"]);
     let api = Api::new(&net.world, "api.sock");

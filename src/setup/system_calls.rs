@@ -200,6 +200,11 @@ pub const CALLS: &[Call] = &[
         "no delay, keep-alive, linger, error queue, device",
     ),
     any("getsockopt", libc::SYS_getsockopt, "how a connect ended"),
+    any(
+        "getsockname",
+        libc::SYS_getsockname,
+        "whether a connection leads to itself",
+    ),
     only(
         "fcntl",
         libc::SYS_fcntl,

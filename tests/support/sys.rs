@@ -176,7 +176,10 @@ impl Agent {
             MsgFlags::MSG_NOSIGNAL,
             None,
         )?;
-        receive_answer(agent)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        let made = receive_answer(agent);
+        // From here on nobody but the caller keeps it open: once the caller closes it, its port is free.
+        receive_answer(agent)?;
+        made?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     fn receive(&self) -> io::Result<Option<OwnedFd>> {
@@ -213,7 +216,9 @@ fn agent_main(plan: &Plan, fresh: &Fresh, requests: &OwnedFd) {
             ];
             i32::from_ne_bytes(bytes)
         };
-        if answer(requests, raw_socket(word(0), word(4), word(8)).map(Some)).is_err() {
+        let made = raw_socket(word(0), word(4), word(8)).map(Some);
+        let told = answer(requests, made).and_then(|()| answer(requests, Ok(None)));
+        if told.is_err() {
             return;
         }
     }
@@ -257,7 +262,7 @@ fn make_namespaces(fresh: &Fresh) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends the error number (0 for none) and, where there is one, the descriptor.
+/// Sends the error number (0 for none) and, where there is one, the descriptor; its own copy is closed after that.
 fn answer(requests: &OwnedFd, result: io::Result<Option<OwnedFd>>) -> io::Result<()> {
     let (error, made) = match result {
         Ok(made) => (0, made),

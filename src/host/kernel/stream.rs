@@ -64,6 +64,7 @@ impl KernelTcp {
             // There both ends have spoken by now, which the first call does not look at.
             connected = try_connect(&socket, remote)?;
         }
+        refuse_itself(&socket, remote)?;
         Ok(Self {
             socket,
             ipv6,
@@ -91,6 +92,7 @@ impl KernelTcp {
             }
             Err(error) => return Err(error),
         }
+        refuse_itself(&socket, to)?;
         Ok(Self::accepted(socket, to))
     }
 
@@ -128,6 +130,17 @@ fn try_connect(socket: &Socket, remote: SocketAddr) -> io::Result<bool> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Where nobody listens the kernel may give the socket the very port that it asks for: both ends of the
+/// connection would be this one (RFC 9293 3.5, simultaneous open).
+fn refuse_itself(socket: &Socket, remote: SocketAddr) -> io::Result<()> {
+    if socket.local_addr()?.as_socket() != Some(remote) {
+        return Ok(());
+    }
+    // Nothing of it stays, or nobody could listen at that port for a while.
+    socket.set_linger(Some(Duration::ZERO))?;
+    Err(io::ErrorKind::ConnectionRefused.into())
 }
 
 /// The bits of the type of service that TCP uses itself (RFC 3168).
