@@ -18,7 +18,7 @@ use support::capture::{Capture, Packets};
 use support::dns::Resolver;
 use support::process::run;
 use support::serve;
-use support::sockets::{Sockets, reset};
+use support::sockets::{Sockets, ports_to_give, reset};
 use support::world::World;
 use support::{
     ANY6, GATEWAY, GATEWAY6, LOOPBACK, LOOPBACK6, NOWHERE, NOWHERE6, RESOLVER, RESOLVER6, SOON,
@@ -52,8 +52,8 @@ const FAMILIES: [Family; 2] = [
     },
 ];
 
-/// Has the kernel choose ports to which tshark knows no protocol: what the tests send is none.
-const NOBODYS_PORTS: &str = "echo 61000 64999 > /proc/sys/net/ipv4/ip_local_port_range";
+/// The ports that the kernel has to choose from: tshark knows no protocol of theirs, and what the tests send is none.
+const NOBODYS_PORTS: (u16, u16) = (61_000, 64_999);
 
 /// A network in use, whose capture is worth a look.
 fn net(mtu: &str) -> Net {
@@ -73,9 +73,10 @@ fn net(mtu: &str) -> Net {
         "-p",
         "[::]:5353:60999/udp",
     ];
-    world.set_up(NOBODYS_PORTS);
+    let ports = ports_to_give(NOBODYS_PORTS.0, NOBODYS_PORTS.1);
+    world.set_up(&ports);
     let net = Net::up_in(world, &options);
-    net.guest.run("sh", &["-ec", NOBODYS_PORTS]).output();
+    net.guest.run("sh", &["-ec", &ports]).output();
     net
 }
 

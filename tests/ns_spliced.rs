@@ -22,7 +22,7 @@ use support::guest::Guest;
 use support::process::state_of;
 use support::serve::{self, accept};
 use support::slirp4netns::Api;
-use support::sockets::{Sockets, assert_errno, reset};
+use support::sockets::{Sockets, assert_errno, ports_to_give, reset};
 use support::sys::raise_descriptor_limit;
 use support::world::World;
 use support::{
@@ -143,7 +143,7 @@ fn client_is_reset_when_nobody_listens_inside() {
 fn client_is_reset_when_the_namespace_has_no_port_but_the_one_that_is_asked_for() {
     let port = 40_001;
     let net = Net::up(&["-p", &format!("8080:{port}")]);
-    let only = format!("echo {port} {port} > /proc/sys/net/ipv4/ip_local_port_range");
+    let only = ports_to_give(port, port);
     net.guest.run("sh", &["-c", &only]).output();
     assert_errno(refused(&net, at(LOOPBACK, 8080)), REFUSED);
     let listener = net.guest.listen(at(GUEST, port));

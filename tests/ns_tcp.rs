@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use support::attached::Net;
 use support::serve::{self, accept};
-use support::sockets::{Sockets, assert_errno, closed_port, reset};
+use support::sockets::{Sockets, assert_errno, closed_port, ports_to_give, reset};
 use support::world::World;
 use support::{
-    GATEWAY, GATEWAY6, LOOPBACK, NOWHERE, RESOLVER, SOON, WORLD_A, WORLD_B, WORLD6_A, at,
-    env_number, timed, wait_until,
+    GATEWAY, GATEWAY6, LOOPBACK, LOOPBACK6, NOWHERE, RESOLVER, SOON, WORLD_A, WORLD_B, WORLD6_A,
+    at, env_number, timed, wait_until,
 };
 
 /// Longer than any answer that doesn't have to wait for anything, shorter than a retransmission.
@@ -58,11 +58,15 @@ fn closed_port_is_refused_in_under_50_ms() {
 fn closed_port_is_refused_where_the_host_has_no_other_to_give() {
     let net = Net::up_in(World::with_ipv6_route(), &[]);
     let port = 40_001;
-    let only = format!("echo {port} {port} > /proc/sys/net/ipv4/ip_local_port_range");
-    net.world.set_up(&only);
-    for host in [GATEWAY, WORLD_A, GATEWAY6, WORLD6_A] {
-        assert_errno(net.guest.connect(at(host, port)), &[libc::ECONNREFUSED]);
-        let listener = net.world.listen(at(WORLD_A, port));
+    net.world.set_up(&ports_to_give(port, port));
+    for (asked, bound) in [
+        (GATEWAY, LOOPBACK),
+        (WORLD_A, WORLD_A),
+        (GATEWAY6, LOOPBACK6),
+        (WORLD6_A, WORLD6_A),
+    ] {
+        assert_errno(net.guest.connect(at(asked, port)), &[libc::ECONNREFUSED]);
+        let listener = net.world.listen(at(bound, port));
         listener.expect("nobody keeps the port");
     }
 }

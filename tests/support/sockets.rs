@@ -75,6 +75,11 @@ pub(crate) fn closed_port(namespace: &impl Sockets) -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
+/// A script that leaves a namespace these ports alone to give away by itself (ip(7), `ip_local_port_range`).
+pub(crate) fn ports_to_give(first: u16, last: u16) -> String {
+    format!("echo {first} {last} > /proc/sys/net/ipv4/ip_local_port_range")
+}
+
 /// Asserts the error number of a failed call.
 #[track_caller]
 pub(crate) fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, accepted: &[i32]) {
