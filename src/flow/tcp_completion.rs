@@ -140,7 +140,9 @@ pub(super) fn announce(
     let length = u32::try_from(payload).unwrap_or(u32::MAX) + controls.count_ones();
     let end = seq.wrapping_add(length);
     let is_syn = flags & tcp_flags::SYN != 0;
-    let is_new = is_syn || end.wrapping_sub(sent.next).cast_signed() > 0;
+    // A RST for an acknowledgement of what was never sent has the guest's own number.
+    let is_reset = flags & tcp_flags::RST != 0;
+    let is_new = is_syn || (!is_reset && end.wrapping_sub(sent.next).cast_signed() > 0);
     if is_new {
         sent.next = end;
     }
@@ -151,7 +153,7 @@ pub(super) fn announce(
     }
     // A SYN without acknowledgement is sent before anything is known of the guest's numbers; a RST
     // announces nothing.
-    if flags & tcp_flags::ACK != 0 && flags & tcp_flags::RST == 0 {
+    if flags & tcp_flags::ACK != 0 && !is_reset {
         let shift = if is_syn { 0 } else { scale };
         // A byte that the guest does not take probes its window, one that it has asks whether it is there; smoltcp 0.14
         // forgets at once which window it wrote there, and takes no more than it has said elsewhere.

@@ -14,7 +14,6 @@ use super::Fate;
 use super::tcp_ahead::Ahead;
 use super::tcp_completion::{MSS, Sent, option};
 use super::tcp_device::{NullDevice, OnePacket, capabilities};
-use super::tcp_direct::FLAGS;
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
@@ -317,51 +316,38 @@ impl Engine {
             return fate;
         }
         let header = packet.len() - segment.payload_len - segment.header_len;
-        // What fills a segment is part of more, whose sender is waiting for room.
-        let short = segment.payload_len < usize::from(self.mss()) && !segment.has(tcp_flags::FIN);
-        let delay = if short { ACK_DELAY } else { Duration::ZERO };
-        self.socket().set_ack_delay(Some(delay));
         if segment.has(tcp_flags::SYN) && self.socket().state() == State::SynSent {
+            self.delay_answer(segment);
             self.syn_ack(now, tx, (packet, header), segment);
             return fate;
         }
-        if segment.payload_len > 0
-            && let Some((cut, segment)) = self.cut(segment, packet, header)
-        {
-            let fate = self.segment(now, tx, &segment, &cut);
-            if segment.payload_len > 0 {
-                return fate;
-            }
-            // Nothing is left where it probed the window: an answer says how large that is.
-            self.announce(now, tx, self.line.sent.last.ack);
-            return Fate::Answered;
+        let cut = if segment.payload_len > 0 {
+            self.cut(segment, packet, header)
+        } else {
+            None
+        };
+        let Some((packet, segment)) = cut else {
+            self.take(now, tx, segment, (packet, header));
+            return fate;
+        };
+        // Cut once it stays: `cut` would find nothing more.
+        let fate = self.admit(now, tx, &segment);
+        if fate == Fate::Forwarded {
+            self.take(now, tx, &segment, (&packet, header));
         }
-        let options = header..header + segment.header_len;
-        self.note_ahead(now, segment, &packet[options]);
-        self.note_segment(segment);
-        let opened = self.open_at_the_end(segment, packet);
-        let packet = opened.as_deref().unwrap_or(packet);
-        if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
-            let mut without = packet.to_vec();
-            without[header + FLAGS] &= !tcp_flags::FIN;
-            self.ingress(now, tx, &without);
+        if segment.payload_len > 0 {
             return fate;
         }
-        let window = if self.only_fin_outstanding() {
-            Some(1)
-        } else {
-            self.small_window(segment)
-        };
-        let mut copy = [0; MAX_HEADERS];
-        match (copy.get_mut(..packet.len()), window) {
-            (Some(copy), Some(window)) if segment.payload_len == 0 => {
-                copy.copy_from_slice(packet);
-                self.vary_window(copy, window);
-                self.ingress(now, tx, copy);
-            }
-            _ => self.ingress(now, tx, packet),
-        }
-        fate
+        // Nothing is left where it probed the window: an answer says how large that is.
+        self.announce(now, tx, self.line.sent.last.ack);
+        Fate::Answered
+    }
+
+    /// What fills a segment is part of more, whose sender is waiting for room.
+    pub(super) fn delay_answer(&mut self, segment: &TcpSegment) {
+        let short = segment.payload_len < usize::from(self.mss()) && !segment.has(tcp_flags::FIN);
+        let delay = if short { ACK_DELAY } else { Duration::ZERO };
+        self.socket().set_ack_delay(Some(delay));
     }
 
     /// Who speaks with whom, seen from the guest.
@@ -369,7 +355,7 @@ impl Engine {
         self.ends = ends;
     }
 
-    fn note_segment(&mut self, segment: &TcpSegment) {
+    pub(super) fn note_segment(&mut self, segment: &TcpSegment) {
         if std::mem::take(&mut self.hurried) {
             self.be_patient();
         }

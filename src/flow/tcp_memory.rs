@@ -151,12 +151,13 @@ impl Extent {
 
     /// Bytes for which there is no memory, of what comes from the guest up to `end`, all before `taken`
     /// having been taken: none, unless memory has run out. Then the ring is written no further than it was
-    /// before, but for `segment` bytes: also by what comes out of order.
+    /// before, but for `segment` bytes: also by what comes out of order. What is left when so much is cut off has no
+    /// excess any more, however far beyond the ring's end it began.
     pub(super) fn excess(&self, end: u32, taken: u32, segment: u32) -> usize {
         let place =
             |seq: u32| usize::try_from(seq.wrapping_sub(self.begin).cast_signed()).unwrap_or(0);
-        let reach = place(end).min(RING);
-        if reach.saturating_sub(self.rx) <= self.budget.free() {
+        let reach = place(end);
+        if reach.min(RING).saturating_sub(self.rx) <= self.budget.free() {
             return 0;
         }
         let least = place(taken.wrapping_add(segment));
@@ -198,7 +199,33 @@ impl Drop for Extent {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// What was cut once need not be cut again: a segment is cut once, whatever its numbers.
+        #[test]
+        fn what_is_in_excess_is_so_once(
+            begin in any::<u32>(),
+            held in 0..=RING + 2,
+            limit in prop_oneof![Just(0), 0..=2 * RING],
+            beyond in prop_oneof![0..70_000_u32, 0..3 * length(RING)],
+            taken in 0..2 * length(RING),
+            segment in 0..70_000_u32,
+        ) {
+            let budget = Rc::new(Budget::new(limit));
+            let mut extent = Extent::new(&budget);
+            extent.begin_at(begin);
+            extent.received(begin.wrapping_add(length(held)));
+            let end = begin.wrapping_add(length(extent.rx)).wrapping_add(beyond);
+            let taken = begin.wrapping_add(taken);
+            let excess = extent.excess(end, taken, segment);
+            let kept = end.wrapping_sub(length(excess));
+            prop_assert_eq!(extent.excess(kept, taken, segment), 0);
+            prop_assert!(excess <= usize::try_from(beyond).unwrap());
+        }
+    }
 
     #[test]
     fn what_was_written_is_counted_once() {

@@ -9,7 +9,7 @@ use smoltcp::wire::TcpControl;
 
 use super::tcp_completion::stamped;
 use super::tcp_direct::{FLAGS, header_of, set_length};
-use super::tcp_engine::{Engine, RING, RING_SCALE, length};
+use super::tcp_engine::{Engine, MAX_HEADERS, RING, RING_SCALE, length};
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
 use crate::net::parse::{TcpSegment, tcp_flags};
@@ -111,6 +111,41 @@ impl Engine {
             ..*segment
         };
         Some((cut, segment))
+    }
+
+    /// Takes a segment that lies within the window, and in the memory that there is; the TCP header begins at `header`.
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        tx: &mut TxBatch,
+        segment: &TcpSegment,
+        (packet, header): (&[u8], usize),
+    ) {
+        self.delay_answer(segment);
+        let options = header..header + segment.header_len;
+        self.note_ahead(now, segment, &packet[options]);
+        self.note_segment(segment);
+        let opened = self.open_at_the_end(segment, packet);
+        let packet = opened.as_deref().unwrap_or(packet);
+        if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
+            let mut without = packet.to_vec();
+            without[header + FLAGS] &= !tcp_flags::FIN;
+            return self.ingress(now, tx, &without);
+        }
+        let window = if self.only_fin_outstanding() {
+            Some(1)
+        } else {
+            self.small_window(segment)
+        };
+        let mut copy = [0; MAX_HEADERS];
+        match (copy.get_mut(..packet.len()), window) {
+            (Some(copy), Some(window)) if segment.payload_len == 0 => {
+                copy.copy_from_slice(packet);
+                self.vary_window(copy, window);
+                self.ingress(now, tx, copy);
+            }
+            _ => self.ingress(now, tx, packet),
+        }
     }
 
     /// Some of a segment's payload is beyond the window that the guest was given. smoltcp 0.14 takes the
