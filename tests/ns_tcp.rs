@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use support::attached::Net;
 use support::serve::{self, accept};
-use support::sockets::{Sockets, assert_errno, closed_port, ports_to_give, reset};
+use support::sockets::{
+    Sockets, assert_answer_is_heard, assert_errno, closed_port, ports_to_give, reset,
+};
 use support::world::World;
 use support::{
     GATEWAY, GATEWAY6, LOOPBACK, LOOPBACK6, NOWHERE, RESOLVER, SOON, WORLD_A, WORLD_B, WORLD6_A,
@@ -214,6 +216,15 @@ fn reset_on_the_host_is_a_reset_in_the_guest() {
     let (guest, host) = connection(&net);
     reset(host);
     assert_reset(guest);
+}
+
+#[test]
+fn answer_before_the_end_of_an_upload_is_heard() {
+    let net = Net::up(&[]);
+    for _ in 0..10 {
+        let (guest, host) = connection(&net);
+        assert_answer_is_heard(guest, host);
+    }
 }
 
 #[test]

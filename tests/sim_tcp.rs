@@ -246,6 +246,48 @@ fn a_reset_by_the_host_is_a_reset_for_the_guest() {
     assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
 }
 
+/// A server that answers before it has heard all, and closes: the kernel has the answer in front of the RST, for whoever
+/// still sends as for whoever listens.
+#[test]
+fn what_the_host_said_before_it_failed_reaches_the_guest() {
+    for sends in [false, true] {
+        let (mut sim, handle) = established();
+        sim.settle(seconds(1));
+        let said: Vec<u8> = (0..60_000_u32).map(|it| it.to_le_bytes()[0]).collect();
+        assert_eq!(sim.net.server_write(FIRST, &said), said.len());
+        sim.net.server_reset(FIRST);
+        if sends {
+            sim.socket(handle).send_slice(&[7; 20_000]).unwrap();
+        }
+        let mut heard = Vec::new();
+        let ended = sim.run(seconds(20), |sim| {
+            let socket = sim.socket(handle);
+            while socket.can_recv() {
+                let taken = socket.recv(|bytes| (bytes.len(), bytes.to_vec()));
+                heard.extend(taken.unwrap());
+            }
+            socket.state() == State::Closed
+        });
+        assert!(ended && heard == said, "sends: {sends}: {}", heard.len());
+        assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
+    }
+}
+
+/// A guest that takes none of it has half a minute.
+#[test]
+fn what_the_host_said_before_it_failed_does_not_wait_for_ever() {
+    let (mut sim, handle) = established();
+    while sim.net.server_write(FIRST, &[7; 10_000]) > 0 {
+        sim.settle(seconds(1));
+    }
+    sim.net.server_reset(FIRST);
+    sim.settle(seconds(20));
+    assert_eq!(sim.stack.flows(), 1);
+    assert!(sim.run(seconds(15), |sim| sim.socket(handle).state()
+        == State::Closed));
+    assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
+}
+
 #[test]
 fn a_reset_by_the_guest_is_a_reset_for_the_host() {
     let (mut sim, handle) = established();

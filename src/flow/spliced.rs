@@ -368,10 +368,13 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
     {
         let [client, inside] = &mut self.sides;
         let [inwards, outwards] = &mut self.pipes;
+        // A side that takes nothing any more may have answered before: both ways, then the failure.
         let carried = [
-            carry(host, client, inside, inwards)?,
-            carry(host, inside, client, outwards)?,
+            carry(host, client, inside, inwards),
+            carry(host, inside, client, outwards),
         ];
+        let [inwards, outwards] = carried;
+        let carried = [inwards?, outwards?];
         let left = carried.map(|(left, _)| left);
         self.moved = carried.iter().map(|(_, moved)| moved).sum();
         client.check()?;

@@ -41,7 +41,7 @@ impl Engine {
         }
         let line = self.line;
         let end = segment.seq.wrapping_add(length(segment.payload_len));
-        let in_order = segment.seq == line.next_in && !ahead_of(line.furthest, line.next_in);
+        let in_order = segment.seq == line.next_in && self.has_no_gap();
         let in_window = !ahead_of(end, line.sent.edge);
         let acknowledges = line.sent.next.wrapping_sub(segment.ack) <= OLDEST;
         let socket = self.socket();
@@ -123,6 +123,11 @@ impl Engine {
         if self.line.sent.last.ack != due {
             self.announce(now, tx, due);
         }
+    }
+
+    /// The guest has sent nothing out of order that smoltcp still holds.
+    pub(super) const fn has_no_gap(&self) -> bool {
+        !ahead_of(self.line.furthest, self.line.next_in)
     }
 
     /// An acknowledgement is due.

@@ -22,9 +22,9 @@ use super::tcp_rest::{Rest, Streams};
 use crate::buf::TxBatch;
 use crate::config::Timeouts;
 use crate::host::{Event, TcpSocket};
-use crate::net::Instant;
 use crate::net::emit::Ends;
 use crate::net::parse::{TcpSegment, tcp_flags};
+use crate::net::{Duration, Instant};
 
 /// Turns of both directions in one pump: the budget of a flow.
 const ROUNDS: usize = 8;
@@ -32,6 +32,9 @@ const ROUNDS: usize = 8;
 /// Bytes taken from the host's socket before they are sent on: little enough to be still in the
 /// nearest cache when they are copied out again.
 const CHUNK: usize = 128 * 1024;
+
+/// How long what the host had sent before it failed may take to the guest.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// Rings that hold no more than this are not exchanged for empty ones.
 const LITTLE: usize = 16 * 1024;
@@ -50,7 +53,7 @@ pub(super) struct Open<S, E = Box<Engine>> {
     urgent: bool,
     /// The host's socket has told of an error.
     error: bool,
-    /// The host's side spoke up after its end of stream: it may have been reset.
+    /// It may have been reset, which its stream tells behind all that it had received, and not at all after its end.
     look_for_error: bool,
     /// The guest has reset its side.
     guest_reset: bool,
@@ -58,7 +61,8 @@ pub(super) struct Open<S, E = Box<Engine>> {
     silent: bool,
     /// One side failed: the host's socket is reset, not closed.
     failed: bool,
-    /// The host's socket has told that it failed.
+    /// The host's socket has told that it failed: nothing goes there any more. What it has received before goes to the
+    /// guest, as it would to whoever had that socket, and the RST behind it.
     host_failed: bool,
     /// The host has sent its end of stream.
     host_ended: bool,
@@ -66,7 +70,7 @@ pub(super) struct Open<S, E = Box<Engine>> {
     owes_end: bool,
     /// The guest has sent its end of stream, and it was passed on.
     guest_ended: bool,
-    /// Until when the guest must have answered.
+    /// Until when the guest must have answered, or taken what a failed host has left.
     guest_deadline: Option<Instant>,
     /// When it last had something to do.
     active_at: Instant,
@@ -104,7 +108,7 @@ impl<S, E> Open<S, E> {
         self.hangup |= event.hangup;
         self.urgent |= event.urgent;
         self.error |= event.error;
-        self.look_for_error |= event.error && self.host_ended;
+        self.look_for_error |= event.error;
     }
 
     /// The same with another engine; gives the one that it had.
@@ -244,8 +248,8 @@ impl<S: TcpSocket> Open<S> {
 
     /// Both rings are empty, and nothing waits for a time.
     fn is_even(&mut self, now: Instant) -> bool {
-        let ending =
-            self.guest_reset || self.silent || self.failed || self.guest_deadline.is_some();
+        let failed = self.failed || self.host_failed;
+        let ending = self.guest_reset || self.silent || failed || self.guest_deadline.is_some();
         let socket = self.engine.socket();
         let state = match (self.guest_ended, self.host_ended) {
             (false, false) => State::Established,
@@ -259,6 +263,7 @@ impl<S: TcpSocket> Open<S> {
             && socket.recv_queue() == 0
             && !self.engine.owes()
             && self.engine.ahead.is_settled()
+            && self.engine.has_no_gap()
             && self.engine.is_known_already() == 0
             && self.engine.is_settled(now)
     }
@@ -329,7 +334,7 @@ impl<S: TcpSocket> Open<S> {
 
     /// Bytes that went each way.
     fn transfer(&mut self, now: Instant, tx: &mut TxBatch) -> Result<[usize; 2], Failure> {
-        if self.guest_deadline.is_some() {
+        if self.is_half_open() {
             match self.engine.socket().state() {
                 State::SynSent | State::SynReceived => return Ok([0; 2]),
                 // A RST for our SYN|ACK takes smoltcp back to listening (RFC 9293 3.10.7.4).
@@ -343,18 +348,16 @@ impl<S: TcpSocket> Open<S> {
                 | State::TimeWait => self.guest_deadline = None,
             }
         }
-        if self.host_failed {
-            return Err(Failure::Host);
-        }
         // Before: there may be room again. Between: what was sent may have its answer at once.
         self.wake();
-        let to_host = self.carry_to_host()?;
+        let to_host = self.carry_to_host();
         self.wake();
         self.settle_ahead(now)?;
+        let reads_on = !self.host_ended && !self.host_failed;
         let to_guest = match self.engine.way() {
-            Way::Ahead if !self.host_ended => self.carry_ahead(now, tx)?,
-            Way::Wait if !self.host_ended => 0,
-            Way::Ring | Way::Ahead | Way::Wait => self.carry_to_guest()?,
+            Way::Ahead if reads_on => self.carry_ahead(now, tx),
+            Way::Wait if reads_on => 0,
+            Way::Ring | Way::Ahead | Way::Wait => self.carry_to_guest(),
         };
         let moved = [to_host, to_guest];
         if self.guest_reset || self.ended_too_soon() {
@@ -364,9 +367,26 @@ impl<S: TcpSocket> Open<S> {
             && let Err(error) = self.socket.connect_outcome()
             && is_end(&error)
         {
+            self.lose_host();
+        }
+        if self.host_failed && self.has_said_all(now) {
             return Err(Failure::Host);
         }
         Ok(moved)
+    }
+
+    /// The host's socket has failed. It says so once; afterwards its stream looks as if it had ended in order.
+    const fn lose_host(&mut self) {
+        self.host_failed = true;
+        // What has come before is there without another word.
+        self.readable = true;
+    }
+
+    /// The guest has what the host's socket had received before it failed. It may take its time, but not for ever.
+    fn has_said_all(&mut self, now: Instant) -> bool {
+        self.guest_deadline.get_or_insert(now + LAST_WORDS);
+        let read = self.host_ended || !self.readable;
+        read && self.engine.socket().send_queue() == 0 && self.engine.ahead.is_settled()
     }
 
     /// The guest's side is closed though not both streams have ended: the guest fell silent. What it
@@ -421,7 +441,7 @@ impl<S: TcpSocket> Open<S> {
 
     /// The guest has not answered yet.
     pub(super) const fn is_half_open(&self) -> bool {
-        self.guest_deadline.is_some()
+        self.guest_deadline.is_some() && !self.host_failed
     }
 
     /// Ends it: both sides get a RST.

@@ -3,9 +3,10 @@
 //! Every stream and datagram socket gives up after [`LIMIT`], so that a lost segment fails a test
 //! and doesn't hang it.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::Duration;
 
 use socket2::{SockAddr, Socket};
@@ -57,6 +58,21 @@ pub(crate) trait Sockets {
         socket.connect(peer)?;
         Ok(socket)
     }
+}
+
+/// Asserts that a client that sends without end hears what a server says before it closes, with more to be read.
+#[track_caller]
+pub(crate) fn assert_answer_is_heard(mut client: TcpStream, mut server: TcpStream) {
+    let serving = thread::spawn(move || {
+        server.read_exact(&mut vec![0; 100_000]).expect("an upload");
+        server.write_all(b"too much").expect("the client is there");
+    });
+    while client.write_all(&[7; 65_536]).is_ok() {}
+    serving.join().expect("the server does not fail");
+    let mut heard = Vec::new();
+    // Behind the answer there may be an end or the reset, which the kernel tells once.
+    let _ = client.read_to_end(&mut heard);
+    assert_eq!(String::from_utf8_lossy(&heard), "too much");
 }
 
 /// Makes the end of `stream` a reset, not a FIN.

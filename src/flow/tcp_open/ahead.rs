@@ -38,7 +38,7 @@ impl<S: TcpSocket> Open<S> {
     }
 
     /// Host to guest, past the ring: `peek` writes into the frame, and the host's socket keeps what it wrote.
-    pub(super) fn carry_ahead(&mut self, now: Instant, tx: &mut TxBatch) -> Result<usize, Failure> {
+    pub(super) fn carry_ahead(&mut self, now: Instant, tx: &mut TxBatch) -> usize {
         if self.engine.ahead.must_begin() {
             let begun = self.socket.begin_peeking().is_ok();
             self.engine.ahead.begin(begun);
@@ -61,7 +61,7 @@ impl<S: TcpSocket> Open<S> {
                 Some(Ok(0)) => {
                     self.engine.ahead.note_read(0);
                     return match self.engine.way() {
-                        Way::Ahead | Way::Wait => Ok(moved),
+                        Way::Ahead | Way::Wait => moved,
                         Way::Ring => self.carry_to_guest(),
                     };
                 }
@@ -74,9 +74,12 @@ impl<S: TcpSocket> Open<S> {
                     self.urgent = false;
                 }
                 Some(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
-                Some(Err(_)) => return Err(Failure::Host),
+                Some(Err(_)) => {
+                    self.lose_host();
+                    return moved + self.carry_to_guest();
+                }
             }
         }
-        Ok(moved)
+        moved
     }
 }

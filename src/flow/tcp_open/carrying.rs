@@ -7,14 +7,14 @@ use std::io::ErrorKind;
 
 use smoltcp::socket::tcp::RecvError;
 
-use super::{CHUNK, Failure, Open};
+use super::{CHUNK, Open};
 use crate::host::TcpSocket;
 use crate::net::parse::TcpSegment;
 
 impl<S: TcpSocket> Open<S> {
     /// Lets the host's socket have a segment's payload at once, if it may; gives how much it took.
     pub(super) fn pass_directly(&mut self, segment: &TcpSegment, packet: &[u8]) -> usize {
-        if self.guest_ended || !self.engine.may_skip(segment) {
+        if self.guest_ended || self.host_failed || !self.engine.may_skip(segment) {
             return 0;
         }
         self.wake();
@@ -31,17 +31,18 @@ impl<S: TcpSocket> Open<S> {
             Err(error) => {
                 let busy = error.kind() == ErrorKind::WouldBlock;
                 self.writable = !busy;
-                // The socket says it once; afterwards its stream looks as if it had ended in order.
-                self.host_failed = !busy && error.kind() != ErrorKind::Interrupted;
+                if !busy && error.kind() != ErrorKind::Interrupted {
+                    self.lose_host();
+                }
                 0
             }
         }
     }
 
     /// Guest to host: the receive ring is handed to `send` in place.
-    pub(super) fn carry_to_host(&mut self) -> Result<usize, Failure> {
+    pub(super) fn carry_to_host(&mut self) -> usize {
         let mut moved = 0;
-        while self.writable && self.engine.socket().recv_queue() > 0 {
+        while self.writable && !self.host_failed && self.engine.socket().recv_queue() > 0 {
             let socket = &mut self.socket;
             let sent = self.engine.socket().recv(|bytes| match socket.send(bytes) {
                 Ok(len) => (len, Ok((len, bytes.len()))),
@@ -55,33 +56,36 @@ impl<S: TcpSocket> Open<S> {
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
                 Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
-                Ok(Err(_)) => return Err(Failure::Host),
+                Ok(Err(_)) => self.lose_host(),
                 Err(RecvError::Finished | RecvError::InvalidState) => break,
             }
         }
-        self.pass_guest_end()?;
-        Ok(moved)
+        self.pass_guest_end();
+        moved
     }
 
-    fn pass_guest_end(&mut self) -> Result<(), Failure> {
+    fn pass_guest_end(&mut self) {
         if self.guest_ended || self.engine.socket().recv_queue() > 0 {
-            return Ok(());
+            return;
         }
         match self.engine.socket().recv(|_| (0, ())) {
-            Ok(()) => Ok(()),
             Err(RecvError::Finished) => {
                 self.guest_ended = true;
-                self.socket.shutdown_write().map_err(|_| Failure::Host)
+                if self.socket.shutdown_write().is_err() {
+                    self.lose_host();
+                }
             }
-            // No connection any more; what that means `transfer` sees.
-            Err(RecvError::InvalidState) => Ok(()),
+            // Without a connection any more `transfer` sees what that means.
+            Ok(()) | Err(RecvError::InvalidState) => {}
         }
     }
 
     /// Host to guest: `recv` writes into the send ring in place.
-    pub(super) fn carry_to_guest(&mut self) -> Result<usize, Failure> {
+    pub(super) fn carry_to_guest(&mut self) -> usize {
         let mut moved = 0;
-        while self.readable && !self.host_ended && self.engine.can_send() {
+        // What was peeked at and is under way would be received once more: first it arrives, or is lost.
+        let under_way = self.engine.ahead.is_outstanding();
+        while self.readable && !self.host_ended && !under_way && self.engine.can_send() {
             let socket = &mut self.socket;
             let received = self.engine.send(|room| {
                 let chunk = room.len().min(CHUNK);
@@ -91,6 +95,8 @@ impl<S: TcpSocket> Open<S> {
                 }
             });
             match received {
+                // So looks the stream of a socket that has told its error.
+                Ok(Ok((0, _))) if self.host_failed => self.readable = false,
                 Ok(Ok((0, _))) => {
                     self.host_ended = true;
                     // A RST may have come with the end, in one event: the kernel tells the end first.
@@ -109,13 +115,16 @@ impl<S: TcpSocket> Open<S> {
                     self.urgent = false;
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
-                Ok(Err(_)) => return Err(Failure::Host),
+                Ok(Err(_)) => {
+                    self.host_failed = true;
+                    self.readable = false;
+                }
                 Err(_) => break,
             }
         }
         if self.owes_end {
             self.owes_end = !self.engine.close();
         }
-        Ok(moved)
+        moved
     }
 }
