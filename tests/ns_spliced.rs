@@ -22,7 +22,7 @@ use support::guest::Guest;
 use support::process::state_of;
 use support::serve::{self, accept};
 use support::slirp4netns::Api;
-use support::sockets::{Sockets, assert_errno, ports_to_give, reset};
+use support::sockets::{Sockets, assert_answer_is_heard, assert_errno, ports_to_give, reset};
 use support::sys::raise_descriptor_limit;
 use support::world::World;
 use support::{
@@ -231,6 +231,36 @@ fn urgent_data_stay_in_the_stream() {
             to.read_exact(&mut heard).unwrap();
             assert_eq!(&heard, b"plain urgent after");
         }
+    }
+}
+
+#[test]
+fn urgent_data_before_the_end_stay_in_the_stream() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    for round in 0..10 {
+        let (outside, inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+        let (mut from, mut to) = match round % 2 {
+            0 => (outside, inside),
+            _ => (inside, outside),
+        };
+        from.write_all(b"plain ").unwrap();
+        send(from.as_raw_fd(), b"urgent", MsgFlags::MSG_OOB).unwrap();
+        from.write_all(b" after").unwrap();
+        from.shutdown(Shutdown::Write).unwrap();
+        let mut heard = String::new();
+        to.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "plain urgent after");
+    }
+}
+
+#[test]
+fn answer_before_the_end_of_an_upload_is_heard() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    for _ in 0..10 {
+        let (outside, inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+        assert_answer_is_heard(outside, inside);
     }
 }
 

@@ -42,7 +42,9 @@ impl KernelPipe {
     fn copy(&mut self, from: &mut KernelTcp) -> io::Result<usize> {
         let mut bytes = [0; COPIED];
         let len = from.recv(&mut bytes)?;
-        nix::unistd::write(&self.write, &bytes[..len])?;
+        if len > 0 {
+            nix::unistd::write(&self.write, &bytes[..len])?;
+        }
         Ok(len)
     }
 }
@@ -53,6 +55,8 @@ impl Pipe<KernelTcp> for KernelPipe {
         let taken = splice(&*from, None, &self.write, None, ALL, flags).map_err(io::Error::from);
         let len = match taken {
             Err(error) if urgent && error.kind() == io::ErrorKind::WouldBlock => self.copy(from)?,
+            // The kernel says so as well where urgent data wait before the end of the stream.
+            Ok(0) => self.copy(from)?,
             taken => taken?,
         };
         self.held += len;

@@ -186,7 +186,8 @@ impl Pipe<SimulatedTcp> for SimulatedPipe {
         assert!(self.held.is_empty(), "only an empty pipe is filled");
         from.may_fail(Call::Fill)?;
         // As in the kernel, urgent data are passed by none of this but by a copy.
-        if from.with(|connection| connection.urgent) && !urgent {
+        let waits = |connection: &mut Connection| connection.urgent && !connection.server_shut;
+        if from.with(waits) && !urgent {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let mut bytes = [0; PIPE];
