@@ -119,8 +119,8 @@ pub struct Options {
     /// the address space is limited]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub max_flows: Option<u32>,
-    /// Limit on the guest's UDP ports, each of which takes one of the host's; beyond it the one that was never answered, or
-    /// idle the longest, gives way
+    /// Limit on the guest's UDP ports and pings, each of which takes a port or an identifier of the host's; beyond it the one
+    /// that was never answered, or idle the longest, gives way
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_UDP_PORTS, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_udp_ports: u32,
     /// Threads that carry packets, each with a queue of the tap and its share of the limits (1 to 8) [default: 1

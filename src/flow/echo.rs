@@ -19,6 +19,8 @@ pub struct EchoFlow<S> {
     pub ident: u16,
     /// The way back to the guest.
     pub wire: Wire,
+    /// A reply has come.
+    pub answered: bool,
     /// The socket's error queue has something to tell.
     pub failed: bool,
 }

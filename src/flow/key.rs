@@ -101,7 +101,7 @@ impl FlowKey {
     /// It is a guest's UDP port, which has one of the host's.
     #[must_use]
     pub const fn is_port(&self) -> bool {
-        matches!(self, Self::Udp { .. })
+        matches!(self, Self::Udp { .. } | Self::Echo { .. })
     }
 }
 

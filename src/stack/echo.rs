@@ -85,7 +85,11 @@ impl<H: Host> Stack<H> {
         ip: &Ip<'_>,
         ident: u16,
     ) -> Result<Token, IcmpError> {
+        self.limit_ports(turn.now);
         let opened = self.with_room(turn, Kind::Datagrams, |stack, host| {
+            if stack.table.are_ports_used() {
+                return Err(ErrorKind::ResourceBusy.into());
+            }
             let token = stack.token(Kind::Datagrams)?;
             Ok((token, host.echo_open(token, ip.dst.is_ipv6())?))
         });
@@ -99,11 +103,12 @@ impl<H: Host> Stack<H> {
             guest: ip.src,
             ident,
             wire: self.back(ip.wire),
+            answered: false,
             failed: false,
         };
         let deadline = EchoFlow::<H::Echo>::deadline(turn.now);
         self.admit(token, key, Flow::Echo(flow), deadline);
-        self.table.set_idle(turn.now, token, BegunBy::Guest);
+        self.table.set_unanswered(turn.now, token, BegunBy::Guest);
         Ok(token)
     }
 
@@ -160,9 +165,11 @@ impl<H: Host> Stack<H> {
         let id = self.datagram_id();
         let message = self.inbox.datagrams().next().map(|(_, message)| message);
         let header = message.and_then(<[u8]>::split_first_chunk::<HEADER>);
-        let (Some(Flow::Echo(flow)), Some((header, data))) = (self.table.get(token), header) else {
+        let (Some(Flow::Echo(flow)), Some((header, data))) = (self.table.get_mut(token), header)
+        else {
             return 1;
         };
+        flow.answered = true;
         let from = SocketAddr::new(first.from.ip(), 0);
         let reply = EchoReply {
             src: mapping::seen_inside(&self.config, from, flow.guest).ip(),

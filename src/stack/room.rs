@@ -180,7 +180,8 @@ impl<H: Host> Stack<H> {
         let waits = |flow: &Flow<H>| match flow {
             Flow::Udp(flow) => flow.is_unanswered(),
             Flow::Peer(peer) => !peer.answered,
-            Flow::Tcp(_) | Flow::Spliced(_) | Flow::Echo(_) | Flow::Query(_) => false,
+            Flow::Echo(flow) => !flow.answered,
+            Flow::Tcp(_) | Flow::Spliced(_) | Flow::Query(_) => false,
         };
         let oldest = self
             .table

@@ -118,6 +118,39 @@ fn row_26_most_ports_stay_the_hosts() {
     rig.recovers(0);
 }
 
+/// A ping's identifier is one of the host's as well, and counts as a port.
+#[test]
+fn row_26_most_pings_stay_the_hosts() {
+    const MOST: usize = 500;
+    let mut rig = Rig::with(Config {
+        max_udp_ports: u32::try_from(MOST).unwrap(),
+        ..Config::default()
+    });
+    let ping = |nth: usize| {
+        let ip = Ipv4::new(OUTSIDE, packets::ICMP);
+        let ident = u16::try_from(nth).unwrap();
+        ip.frame(&packets::icmp(8, 0, [ident, 1], b"ping"))
+    };
+    for nth in 0..MOST {
+        rig.frame(&ping(nth));
+    }
+    assert_eq!((rig.net.open_sockets(), rig.take().len()), (MOST, 0));
+    for newest in [ping(MOST), datagram(0, b"x")] {
+        rig.frame(&newest);
+        assert_eq!(rig.received()[0].icmp(), Some((3, 13)));
+    }
+    rig.is_alive();
+    // After a second those that were not answered give way, to ports as well.
+    rig.secs(2);
+    rig.take();
+    for nth in 0..MOST {
+        rig.frame(&datagram(nth, b"x"));
+        assert_eq!((rig.net.open_sockets(), rig.received().len()), (MOST, 0));
+    }
+    rig.secs(181);
+    rig.recovers(0);
+}
+
 /// Nanoseconds for a segment each way, of the best of many.
 #[expect(
     clippy::disallowed_methods,
