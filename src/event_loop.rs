@@ -285,6 +285,7 @@ impl<L: Link> EventLoop<L> {
             self.tells_at = now + BETWEEN_SIZES;
             self.stack.tell_sizes();
         }
+        let more_events = more_events || self.host.has_own_events();
         let again = more_frames || more_events || more_flows || handed == TURN_HANDED;
         let next = if again {
             Next::Again

@@ -308,7 +308,7 @@ pub fn command(
     let inherited = fd::inherited().context("looking at /proc/self/fd (is /proc mounted?)")?;
     // From now on a signal waits until somebody can act on it.
     let signals = SignalSource::new().context("watching signals")?;
-    job.tap.routes_ipv6 = reaches_ipv6();
+    job.tap.routes_ipv6 = reaches_ipv6().unwrap_or(true);
     let errands = errands(&config, None, &inherited);
     let (mut broker, made) = Broker::start_command(&errands, &job)?;
     fd::close_inherited(&inherited);
@@ -355,10 +355,10 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     }
     let exit_fd = adopt("--exit-fd", job.exit_fd)?;
     // From now on a signal waits until somebody can act on it.
-    let signals = SignalSource::new().context("watching signals")?;
+    let signals = SignalSource::but_ignored().context("watching signals")?;
     job.config.search = search_list();
     if let Edge::Namespace { tap, .. } = &mut job.edge {
-        tap.routes_ipv6 = reaches_ipv6();
+        tap.routes_ipv6 = reaches_ipv6().unwrap_or(true);
     }
     let served = Served::open(&job)?;
     let ours = [&ready_fd, &exit_fd].into_iter().flatten();

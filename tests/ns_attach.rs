@@ -31,6 +31,22 @@ fn namespace_is_served_by_pid() {
     assert_connected(&net.world, &net.guest);
 }
 
+/// As by nohup(1), or in the background of a script, which a Ctrl-C is not meant for.
+#[test]
+fn signals_that_its_caller_ignores_do_not_end_it() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let script = r#"trap "" HUP INT QUIT; exec "$@""#;
+    let pid = guest.pid().to_string();
+    let tapgate = Attached::start_by(&world, &["sh", "-c", script, "sh"], &[&pid]);
+    for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        tapgate.signal(ignored);
+        assert_connected(&world, &guest);
+    }
+    tapgate.signal(Signal::SIGTERM);
+    assert_eq!(tapgate.finish(SOON).code(), 0);
+}
+
 #[test]
 fn namespace_made_by_unshare_is_served_by_pid() {
     let world = World::new();

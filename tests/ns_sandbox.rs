@@ -127,6 +127,8 @@ mod escape {
     fn attempt(world: &World, name: &str, filtered: bool) -> support::process::Finished {
         let mut command = world.tapgate(&["run", "--", "true"]);
         command.env("TAPGATE_ESCAPE", name);
+        // To tell more of a panic the runtime would open files.
+        command.env("RUST_BACKTRACE", "0");
         if !filtered {
             command.env("TAPGATE_ESCAPE_UNFILTERED", "1");
         }
@@ -143,6 +145,14 @@ mod escape {
             let ended = attempt(&world, name, true);
             assert_eq!(ended.code(), 128 + 31, "SIGSYS for {name}: {ended:?}");
         }
+    }
+
+    #[test]
+    fn panic_says_where_it_was() {
+        let ended = attempt(&World::new(), "panic", true);
+        assert!(ended.stderr.contains("escape.rs:"), "{ended:?}");
+        assert!(ended.stderr.contains("as it was asked for"), "{ended:?}");
+        assert_eq!(ended.code(), 101, "{ended:?}");
     }
 
     #[test]

@@ -83,8 +83,8 @@ impl Host for BenchHost {
         &[]
     }
 
-    fn reaches_ipv6(&mut self) -> bool {
-        true
+    fn reaches_ipv6(&mut self) -> Option<bool> {
+        Some(true)
     }
 
     fn tcp_connect(

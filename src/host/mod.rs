@@ -155,8 +155,8 @@ pub trait Host {
     /// The host's resolvers at this moment, best first.
     fn resolvers(&mut self) -> &[SocketAddr];
 
-    /// Some route leads from the host to global IPv6 addresses.
-    fn reaches_ipv6(&mut self) -> bool;
+    /// Whether some route leads from the host to global IPv6 addresses; none where that can't be told at this moment.
+    fn reaches_ipv6(&mut self) -> Option<bool>;
 
     /// Begins a connection, whose packets are to have these marks. The outcome comes as an event, see
     /// [`TcpSocket::connect_outcome`].

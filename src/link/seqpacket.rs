@@ -7,14 +7,19 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Link, Look};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch};
 use crate::sys::fd;
 use crate::sys::readiness::{try_read, watch};
+
+/// How long nobody is accepted after the system had no means to.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A socket that listens, then is connected.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub struct SeqpacketLink {
     id: LinkId,
     socket: AsyncFd<File>,
     connected: bool,
+    /// Nobody is accepted before this time.
+    pause_until: Option<Instant>,
     lost: u64,
 }
 
@@ -35,6 +42,7 @@ impl SeqpacketLink {
             id,
             socket: watch(File::from(socket))?,
             connected: false,
+            pause_until: None,
             lost: 0,
         })
     }
@@ -44,6 +52,10 @@ impl SeqpacketLink {
         if self.connected {
             return Ok(true);
         }
+        if self.pause_until.is_some_and(|at| Instant::now() < at) {
+            return Ok(false);
+        }
+        self.pause_until = None;
         let accepted = self.socket.try_io(Interest::READABLE, fd::accept);
         match accepted {
             Ok(socket) => {
@@ -59,6 +71,17 @@ impl SeqpacketLink {
             {
                 Ok(false)
             }
+            // Who waits is still there when there are means again.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+                ) =>
+            {
+                tracing::warn!(%error, "nobody can be accepted for now");
+                self.pause_until = Some(Instant::now() + PAUSE);
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
@@ -66,6 +89,9 @@ impl SeqpacketLink {
 
 impl Link for SeqpacketLink {
     async fn readable(&self) -> io::Result<()> {
+        if let Some(at) = self.pause_until {
+            sleep_until(at).await;
+        }
         self.socket
             .readable()
             .await

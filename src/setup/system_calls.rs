@@ -205,6 +205,11 @@ pub const CALLS: &[Call] = &[
         libc::SYS_getsockname,
         "whether a connection leads to itself",
     ),
+    sometimes(
+        "gettid",
+        libc::SYS_gettid,
+        "what the runtime says of a panic names the thread",
+    ),
     only(
         "fcntl",
         libc::SYS_fcntl,

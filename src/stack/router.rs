@@ -27,6 +27,9 @@ const MIN_INTERVAL: u64 = 200;
 const MAX_INTERVAL: u64 = 600;
 /// `AdvDefaultLifetime`: three times the longest interval.
 const ROUTER_LIFETIME: Duration = Duration::from_secs(3 * MAX_INTERVAL);
+/// How often the host is asked whether it has a way by now, where it had none: whoever got a network late should not
+/// wait for the next advertisement.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// The host's routes are looked at no more often than this.
 const ASK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long prefix, resolver and search list hold without another advertisement.
@@ -35,7 +38,10 @@ const VALIDITY: Duration = Duration::from_secs(86_400);
 /// When the gateway advertises itself unasked.
 #[derive(Debug)]
 pub struct Advertiser {
+    /// When the host's routes are looked at next.
     next: Option<Instant>,
+    /// When all are told again, whatever they know.
+    due: Instant,
     sent: u32,
     /// What guests were told last: the gateway is their way to global addresses.
     routes: bool,
@@ -49,6 +55,7 @@ impl Advertiser {
     pub fn new(config: &Config) -> Self {
         Self {
             next: config.plan.subnet6().map(|_| Instant::ZERO),
+            due: Instant::ZERO,
             sent: 0,
             // Until the first advertisement, which asks the host, comes at once.
             routes: true,
@@ -62,7 +69,7 @@ impl Advertiser {
         beyond.is_ipv4() || self.routes
     }
 
-    /// When all want to be told again.
+    /// When something is to be looked at, and perhaps told.
     #[must_use]
     pub const fn next_deadline(&self) -> Option<Instant> {
         self.next
@@ -76,7 +83,7 @@ impl Advertiser {
         } else {
             Duration::from_secs(MIN_INTERVAL + random % (MAX_INTERVAL - MIN_INTERVAL + 1))
         };
-        self.next = Some(now + interval);
+        self.due = now + interval;
     }
 }
 
@@ -110,8 +117,21 @@ impl<H: Host> Stack<H> {
         if self.advertiser.next.is_none_or(|at| turn.now < at) {
             return;
         }
-        self.advertiser.sent(turn.now, self.secrets.next_u64());
+        let told = self.advertiser.routes;
         let routes = self.ask_for_routes(turn);
+        let tells = routes != told || turn.now >= self.advertiser.due;
+        if tells {
+            self.advertiser.sent(turn.now, self.secrets.next_u64());
+        }
+        let look = if routes {
+            self.advertiser.due
+        } else {
+            self.advertiser.due.min(turn.now + LOOK_INTERVAL)
+        };
+        self.advertiser.next = Some(look);
+        if !tells {
+            return;
+        }
         // The others keep in mind what the first says for all of them.
         if self.share.of_first().is_some() {
             return;
@@ -178,12 +198,13 @@ impl<H: Host> Stack<H> {
     }
 
     /// Whether the host has a way to global addresses. It is asked now and then: a guest may ask us at
-    /// any rate.
+    /// any rate. While it can't tell, what it said last holds.
     fn ask_for_routes(&mut self, turn: &mut Turn<'_, H>) -> bool {
         let asked = self.advertiser.asked;
         if asked.is_none_or(|asked| turn.now >= asked + ASK_INTERVAL) {
             self.advertiser.asked = Some(turn.now);
-            self.advertiser.routes = turn.host.reaches_ipv6();
+            let routes = turn.host.reaches_ipv6();
+            self.advertiser.routes = routes.unwrap_or(self.advertiser.routes);
         }
         self.advertiser.routes
     }
@@ -211,9 +232,9 @@ mod tests {
         assert_eq!(advertiser.next_deadline(), Some(Instant::ZERO));
         let mut intervals = Vec::new();
         for random in [0, 7, u64::MAX, 400, 401] {
-            let now = advertiser.next_deadline().unwrap();
+            let now = advertiser.due;
             advertiser.sent(now, random);
-            intervals.push((advertiser.next_deadline().unwrap() - now).secs());
+            intervals.push((advertiser.due - now).secs());
         }
         assert_eq!(intervals[..2], [16, 16]);
         assert!(intervals[2..].iter().all(|it| (200..=600).contains(it)));

@@ -22,6 +22,9 @@ pub const PASSED_ON: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
+/// Who starts a program in the background of a script or by nohup(1) has it ignore these.
+const IGNORABLE: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT];
+
 /// A signal that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrived {
@@ -50,10 +53,27 @@ impl SignalSource {
     /// # Errors
     /// When no descriptor is left.
     pub fn new() -> io::Result<Self> {
-        let set = watched();
+        Self::of(&watched())
+    }
+
+    /// The same, but for what the caller has this process ignore: once blocked it would arrive all the same.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn but_ignored() -> io::Result<Self> {
+        let mut set = watched();
+        for signal in IGNORABLE {
+            if is_ignored(signal) {
+                set.remove(signal);
+            }
+        }
+        Self::of(&set)
+    }
+
+    fn of(set: &SigSet) -> io::Result<Self> {
         set.thread_block()?;
         Ok(Self(SignalFd::with_flags(
-            &set,
+            set,
             SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
         )?))
     }
@@ -71,6 +91,15 @@ impl SignalSource {
             by_terminal: info.ssi_code == SENT_BY_KERNEL && signal != Signal::SIGHUP,
         })
     }
+}
+
+/// A signal does nothing to this process.
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action the call changes nothing and only writes the present one (sigaction(2)).
+    let asked = unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: the call has written it where it says so.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 impl AsFd for SignalSource {

@@ -222,8 +222,10 @@ impl World {
 
     /// Nothing is left to do at any time but to advertise the gateway, every few minutes.
     fn advertises_seldom(&mut self) -> Outcome {
+        // A host without a way to IPv6 is asked for one more often.
+        self.net.set_ipv6(true);
         let mut least = Duration::ZERO;
-        for _ in 0..4 {
+        for turn in 0..5 {
             let Some(next) = self.stack.poll_timeout() else {
                 return if self.config.plan.subnet6().is_none() {
                     Ok(())
@@ -235,7 +237,10 @@ impl World {
                 return Err(format!("something is left for {next} when all is over"));
             }
             self.now = self.now.max(next);
-            least = Duration::from_secs(200);
+            // By then it was asked, and has told of the way.
+            if turn > 0 {
+                least = Duration::from_secs(200);
+            }
             self.turn()?;
         }
         Ok(())

@@ -358,6 +358,22 @@ fn without_a_way_out_the_gateway_is_no_default_router() {
 }
 
 #[test]
+fn a_way_out_that_comes_late_is_told_soon() {
+    let mut lab = Lab::new();
+    let pass = |lab: &mut Lab, seconds| (0..seconds).for_each(|_| lab.wait(secs(1)));
+    lab.0.net.set_ipv6(false);
+    pass(&mut lab, 100);
+    lab.0.advertised.clear();
+    pass(&mut lab, 30);
+    assert_eq!(lab.0.advertised.len(), 0, "nothing new");
+    lab.0.net.set_ipv6(true);
+    pass(&mut lab, 11);
+    let told = &lab.0.advertised[0].1;
+    assert_eq!(told[60..62], 1800_u16.to_be_bytes());
+    assert_eq!(lab.0.advertised.len(), 1);
+}
+
+#[test]
 fn switched_off_everything_is_dropped_and_nothing_advertised() {
     let mut small = Config {
         mtu: 1279,

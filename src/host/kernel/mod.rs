@@ -177,6 +177,12 @@ impl KernelHost {
         Ok(more)
     }
 
+    /// Events wait that nothing in the kernel will tell of.
+    #[must_use]
+    pub const fn has_own_events(&self) -> bool {
+        !self.own_events.is_empty()
+    }
+
     /// Binds an outgoing socket to the address or interface asked for.
     fn bind_outbound(&self, socket: &Socket, remote: IpAddr) -> io::Result<()> {
         // What leads to the host's own loopback does not leave by an interface.
@@ -257,7 +263,7 @@ impl Host for KernelHost {
         }
     }
 
-    fn reaches_ipv6(&mut self) -> bool {
+    fn reaches_ipv6(&mut self) -> Option<bool> {
         reaches_ipv6()
     }
 
@@ -406,14 +412,18 @@ fn bind_wish(socket: &Socket, addr: IpAddr, wish: PortWish) -> io::Result<()> {
     refused.map_or(Ok(()), Err)
 }
 
-/// Some route leads to global IPv6 addresses at this moment.
+/// Whether some route leads to global IPv6 addresses at this moment; none where the host has no means to tell.
 #[must_use]
-pub fn reaches_ipv6() -> bool {
+pub fn reaches_ipv6() -> Option<bool> {
+    /// Of errno(3): they say nothing about routes.
+    const OUT_OF_MEANS: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
     // Connecting a datagram socket looks the route up and sends nothing.
     let anywhere = SocketAddr::new(ANYWHERE.into(), 53);
-    nonblocking(Domain::IPV6, Type::DGRAM, None)
-        .and_then(|socket| socket.connect(&anywhere.into()))
-        .is_ok()
+    let looked = nonblocking(Domain::IPV6, Type::DGRAM, None)
+        .and_then(|socket| socket.connect(&anywhere.into()));
+    let number = looked.as_ref().err().and_then(io::Error::raw_os_error);
+    let knows = !number.is_some_and(|number| OUT_OF_MEANS.contains(&number));
+    knows.then_some(looked.is_ok())
 }
 
 const fn family(ipv6: bool) -> Domain {

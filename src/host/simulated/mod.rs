@@ -73,8 +73,8 @@ impl Host for SimulatedHost {
         &self.resolvers
     }
 
-    fn reaches_ipv6(&mut self) -> bool {
-        !self.state.borrow().without_ipv6
+    fn reaches_ipv6(&mut self) -> Option<bool> {
+        Some(!self.state.borrow().without_ipv6)
     }
 
     fn tcp_connect(
