@@ -258,9 +258,9 @@ fn urgent_data_before_the_end_stay_in_the_stream() {
 fn answer_before_the_end_of_an_upload_is_heard() {
     let net = Net::up(&["-p", "8080:80"]);
     let listener = listener(&net);
-    for _ in 0..10 {
+    for round in 0..10 {
         let (outside, inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
-        assert_answer_is_heard(outside, inside);
+        assert_answer_is_heard(outside, inside, round % 2 == 0);
     }
 }
 

@@ -221,9 +221,9 @@ fn reset_on_the_host_is_a_reset_in_the_guest() {
 #[test]
 fn answer_before_the_end_of_an_upload_is_heard() {
     let net = Net::up(&[]);
-    for _ in 0..10 {
+    for round in 0..10 {
         let (guest, host) = connection(&net);
-        assert_answer_is_heard(guest, host);
+        assert_answer_is_heard(guest, host, round % 2 == 0);
     }
 }
 

@@ -303,6 +303,8 @@ struct Side<S> {
     error: bool,
     /// It spoke up after its end of stream: it may have been reset.
     look_for_error: bool,
+    /// It has told of an error, which it does once: afterwards its stream looks as if it had ended in order.
+    failed: bool,
     /// It has sent its end of stream, and that was passed on.
     ended: bool,
 }
@@ -317,6 +319,7 @@ impl<S> Side<S> {
             urgent: false,
             error: false,
             look_for_error: false,
+            failed: false,
             ended: false,
         }
     }
@@ -368,13 +371,16 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
     {
         let [client, inside] = &mut self.sides;
         let [inwards, outwards] = &mut self.pipes;
-        // A side that takes nothing any more may have answered before: both ways, then the failure.
-        let carried = [
-            carry(host, client, inside, inwards),
-            carry(host, inside, client, outwards),
-        ];
-        let [inwards, outwards] = carried;
-        let carried = [inwards?, outwards?];
+        let carried_in = carry(host, client, inside, inwards);
+        if carried_in.is_err() {
+            // What takes nothing any more may have answered before.
+            (inside.failed, inside.readable) = (true, true);
+        }
+        let mut carried_out = carry(host, inside, client, outwards);
+        while inside.failed && matches!(carried_out, Ok((Left::More, _))) {
+            carried_out = carry(host, inside, client, outwards);
+        }
+        let carried = [carried_in?, carried_out?];
         let left = carried.map(|(left, _)| left);
         self.moved = carried.iter().map(|(_, moved)| moved).sum();
         client.check()?;
@@ -423,6 +429,7 @@ fn carry<H: Host>(
             },
         };
         match pipe.fill(&mut from.socket, from.urgent) {
+            Ok(0) if from.failed => from.readable = false,
             Ok(0) => {
                 from.ended = true;
                 // A RST may have come with the end, in one event: the kernel tells the end first.

@@ -8,6 +8,7 @@
 
 mod ahead;
 mod carrying;
+mod failing;
 
 use std::io::{self, ErrorKind};
 
@@ -22,9 +23,9 @@ use super::tcp_rest::{Rest, Streams};
 use crate::buf::TxBatch;
 use crate::config::Timeouts;
 use crate::host::{Event, TcpSocket};
+use crate::net::Instant;
 use crate::net::emit::Ends;
 use crate::net::parse::{TcpSegment, tcp_flags};
-use crate::net::{Duration, Instant};
 
 /// Turns of both directions in one pump: the budget of a flow.
 const ROUNDS: usize = 8;
@@ -32,9 +33,6 @@ const ROUNDS: usize = 8;
 /// Bytes taken from the host's socket before they are sent on: little enough to be still in the
 /// nearest cache when they are copied out again.
 const CHUNK: usize = 128 * 1024;
-
-/// How long what the host had sent before it failed may take to the guest.
-const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// Rings that hold no more than this are not exchanged for empty ones.
 const LITTLE: usize = 16 * 1024;
@@ -353,6 +351,7 @@ impl<S: TcpSocket> Open<S> {
         let to_host = self.carry_to_host();
         self.wake();
         self.settle_ahead(now)?;
+        self.look_for_error();
         let reads_on = !self.host_ended && !self.host_failed;
         let to_guest = match self.engine.way() {
             Way::Ahead if reads_on => self.carry_ahead(now, tx),
@@ -363,30 +362,12 @@ impl<S: TcpSocket> Open<S> {
         if self.guest_reset || self.ended_too_soon() {
             return Err(Failure::Guest);
         }
-        if std::mem::take(&mut self.look_for_error)
-            && let Err(error) = self.socket.connect_outcome()
-            && is_end(&error)
-        {
-            self.lose_host();
-        }
+        // Its end may have come with an error.
+        self.look_for_error();
         if self.host_failed && self.has_said_all(now) {
             return Err(Failure::Host);
         }
         Ok(moved)
-    }
-
-    /// The host's socket has failed. It says so once; afterwards its stream looks as if it had ended in order.
-    const fn lose_host(&mut self) {
-        self.host_failed = true;
-        // What has come before is there without another word.
-        self.readable = true;
-    }
-
-    /// The guest has what the host's socket had received before it failed. It may take its time, but not for ever.
-    fn has_said_all(&mut self, now: Instant) -> bool {
-        self.guest_deadline.get_or_insert(now + LAST_WORDS);
-        let read = self.host_ended || !self.readable;
-        read && self.engine.socket().send_queue() == 0 && self.engine.ahead.is_settled()
     }
 
     /// The guest's side is closed though not both streams have ended: the guest fell silent. What it

@@ -75,6 +75,17 @@ impl Advertiser {
         self.next
     }
 
+    /// What the host says of its routes, if it says anything; all are to hear what is new, whoever asked.
+    fn learn(&mut self, now: Instant, routes: Option<bool>) {
+        if let Some(routes) = routes
+            && routes != self.routes
+        {
+            self.routes = routes;
+            self.due = now;
+            self.next = self.next.map(|_| now);
+        }
+    }
+
     /// Notes that all were told; `random` decides about the next time.
     fn sent(&mut self, now: Instant, random: u64) {
         self.sent = self.sent.saturating_add(1);
@@ -117,9 +128,8 @@ impl<H: Host> Stack<H> {
         if self.advertiser.next.is_none_or(|at| turn.now < at) {
             return;
         }
-        let told = self.advertiser.routes;
         let routes = self.ask_for_routes(turn);
-        let tells = routes != told || turn.now >= self.advertiser.due;
+        let tells = turn.now >= self.advertiser.due;
         if tells {
             self.advertiser.sent(turn.now, self.secrets.next_u64());
         }
@@ -204,7 +214,7 @@ impl<H: Host> Stack<H> {
         if asked.is_none_or(|asked| turn.now >= asked + ASK_INTERVAL) {
             self.advertiser.asked = Some(turn.now);
             let routes = turn.host.reaches_ipv6();
-            self.advertiser.routes = routes.unwrap_or(self.advertiser.routes);
+            self.advertiser.learn(turn.now, routes);
         }
         self.advertiser.routes
     }

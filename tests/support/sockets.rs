@@ -60,19 +60,33 @@ pub(crate) trait Sockets {
     }
 }
 
-/// Asserts that a client that sends without end hears what a server says before it closes, with more to be read.
+/// Asserts that a client hears what a server says before it closes with more to be read: one that goes on sending, and one
+/// that waits.
 #[track_caller]
-pub(crate) fn assert_answer_is_heard(mut client: TcpStream, mut server: TcpStream) {
-    let serving = thread::spawn(move || {
-        server.read_exact(&mut vec![0; 100_000]).expect("an upload");
+pub(crate) fn assert_answer_is_heard(mut client: TcpStream, mut server: TcpStream, goes_on: bool) {
+    let mut serve = move || {
+        server.read_exact(&mut [0; 1000]).expect("an upload");
         server.write_all(b"too much").expect("the client is there");
-    });
-    while client.write_all(&[7; 65_536]).is_ok() {}
-    serving.join().expect("the server does not fail");
+    };
+    if goes_on {
+        let serving = thread::spawn(serve);
+        while client.write(&[7; 65_536]).is_ok() {}
+        serving.join().expect("the server does not fail");
+    } else {
+        client.set_nonblocking(true).expect("a socket");
+        while client.write(&[7; 65_536]).is_ok() {}
+        client.set_nonblocking(false).expect("a socket");
+        serve();
+        // Its end is the server's.
+        drop(serve);
+    }
     let mut heard = Vec::new();
-    // Behind the answer there may be an end or the reset, which the kernel tells once.
-    let _ = client.read_to_end(&mut heard);
+    let end = client.read_to_end(&mut heard);
     assert_eq!(String::from_utf8_lossy(&heard), "too much");
+    // The kernel tells of a reset once, and who went on sending has heard of it.
+    if !goes_on {
+        assert_errno(end, &[libc::ECONNRESET]);
+    }
 }
 
 /// Makes the end of `stream` a reset, not a FIN.

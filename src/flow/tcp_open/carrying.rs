@@ -14,7 +14,8 @@ use crate::net::parse::TcpSegment;
 impl<S: TcpSocket> Open<S> {
     /// Lets the host's socket have a segment's payload at once, if it may; gives how much it took.
     pub(super) fn pass_directly(&mut self, segment: &TcpSegment, packet: &[u8]) -> usize {
-        if self.guest_ended || self.host_failed || !self.engine.may_skip(segment) {
+        let waits = self.guest_deadline.is_some() || self.host_failed;
+        if self.guest_ended || waits || !self.engine.may_skip(segment) {
             return 0;
         }
         self.wake();
