@@ -226,6 +226,9 @@ impl Link for TapLink {
         if self.state == State::Down && batch.frames().next().is_some() {
             self.state = State::Back;
         }
+        if !more && let Some(thinning) = &mut self.thinning {
+            thinning.note_empty();
+        }
         self.thin(batch);
         Ok(more)
     }

@@ -1,0 +1,209 @@
+//! Frames and windows of time go in. Out comes what is thinned and what is not; that the filter in the kernel agrees with
+//! the count here; and that less is let through where the processor does not keep up.
+
+use super::*;
+
+/// What the kernel does with a program, as far as [`filter`] needs it.
+fn passes(program: &[Instruction], frame: &[u8], random: u32) -> bool {
+    let (mut a, mut x, mut at) = (0_u32, 0_u32, 0_usize);
+    let byte = |place: u32| {
+        frame
+            .get(usize::try_from(place).unwrap())
+            .map(|byte| u32::from(*byte))
+    };
+    loop {
+        let Instruction { code, jt, jf, k } = program[at];
+        at += 1;
+        let jump = |condition: bool| usize::from(if condition { jt } else { jf });
+        let loaded = match code {
+            0x28 => byte(k).zip(byte(k + 1)).map(|(high, low)| high << 8 | low),
+            0x30 => byte(k),
+            0x50 => byte(x + k),
+            0x20 => {
+                assert_eq!(k, RANDOM);
+                Some(random)
+            }
+            _ => Some(a),
+        };
+        // A load beyond the end drops the frame.
+        let Some(loaded) = loaded else { return false };
+        a = loaded;
+        match code {
+            0x28 | 0x30 | 0x50 | 0x20 => {}
+            0x15 => at += jump(a == k),
+            0x45 => at += jump(a & k != 0),
+            0x2d => at += jump(a > x),
+            0x05 => at += usize::try_from(k).unwrap(),
+            0x54 => a &= k,
+            0x01 => x = k,
+            0xb1 => x = (byte(k).unwrap() & 15) * 4,
+            0x06 => return k != 0,
+            unknown => panic!("{unknown:x}"),
+        }
+    }
+}
+
+fn frame(ethertype: u16, fields: &[(usize, u8)]) -> Vec<u8> {
+    let mut frame = vec![0; 120];
+    frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+    for (at, byte) in fields {
+        frame[*at] = *byte;
+    }
+    frame
+}
+
+fn samples() -> Vec<(Vec<u8>, Option<Kind>)> {
+    let v4 = |protocol, rest: &[(usize, u8)]| {
+        frame(IPV4, &[&[(14, 0x45), (23, protocol)], rest].concat())
+    };
+    let v6 = |protocol, rest: &[(usize, u8)]| frame(IPV6, &[&[(20, protocol)], rest].concat());
+    vec![
+        (frame(0x0806, &[]), Some(Kind::Link)),
+        (frame(0x88cc, &[]), Some(Kind::Link)),
+        (v4(6, &[(47, 0x10)]), None),
+        (v4(6, &[(47, 0x18)]), None),
+        (v4(6, &[(47, 0x11)]), None),
+        (v4(6, &[(14, 0x46), (51, 0x10)]), None),
+        (v4(6, &[(47, 0x02)]), Some(Kind::Control)),
+        (v4(6, &[(47, 0x12)]), Some(Kind::Control)),
+        (v4(6, &[(47, 0x14)]), Some(Kind::Control)),
+        (v4(6, &[(47, 0x01)]), Some(Kind::Control)),
+        (v4(6, &[(47, 0x10), (20, 0x40)]), None),
+        (v4(6, &[(47, 0x10), (20, 0x20)]), Some(Kind::Fragment)),
+        (v4(17, &[(21, 1)]), Some(Kind::Fragment)),
+        (v4(17, &[]), Some(Kind::Datagram)),
+        (v4(1, &[]), Some(Kind::Other)),
+        (v4(44, &[]), Some(Kind::Other)),
+        (v6(6, &[(67, 0x10)]), None),
+        (v6(6, &[(67, 0x04)]), Some(Kind::Control)),
+        (v6(17, &[]), Some(Kind::Datagram)),
+        (v6(44, &[]), Some(Kind::Fragment)),
+        (v6(58, &[]), Some(Kind::Other)),
+    ]
+}
+
+#[test]
+fn the_kernel_and_we_call_frames_the_same() {
+    for (frame, expected) in samples() {
+        assert_eq!(kind(&frame), expected, "{frame:?}");
+        for thinned in 0..KINDS {
+            let mut kept = [ALL; KINDS];
+            kept[thinned] = LEAST;
+            let dropped = expected.is_some_and(|kind| kind as usize == thinned);
+            assert!(passes(&filter(kept), &frame, LEAST), "a part gets through");
+            assert_eq!(
+                passes(&filter(kept), &frame, ALL),
+                !dropped,
+                "{frame:?} {thinned}"
+            );
+        }
+    }
+}
+
+/// So many frames of a kind, and of segments, in one window.
+fn window(thinning: &mut Thinning, now: &mut Instant, frames: u64, segments: u64) -> bool {
+    thinning.counts[Kind::Control as usize] += frames;
+    thinning.segments += segments;
+    thinning.note_empty();
+    *now += WINDOW;
+    thinning.look(*now)
+}
+
+/// The same in a window in which the link is never empty.
+fn full_window(thinning: &mut Thinning, now: &mut Instant, frames: u64, segments: u64) -> bool {
+    thinning.counts[Kind::Control as usize] += frames;
+    thinning.segments += segments;
+    *now += WINDOW;
+    thinning.look(*now)
+}
+
+#[test]
+fn where_the_processor_does_not_keep_up_fewer_requests_get_through() {
+    let half = MOST[Kind::Control as usize] / 100 / 2;
+    let mut now = Instant::now();
+    let mut thinning = Thinning::new();
+    for _ in 0..100 {
+        assert!(!full_window(&mut thinning, &mut now, half, half), "a crowd");
+    }
+    while !full_window(&mut thinning, &mut now, half, 1) {
+        assert!(thinning.over[Kind::Control as usize] < PATIENCE);
+    }
+    let part = thinning.kept[Kind::Control as usize];
+    assert!((ALL / 9..ALL / 7).contains(&part), "an eighth: {part}");
+    for _ in 0..CALM * u16::from(MOST_STRAIN) {
+        assert_ne!(thinning.strain, 0);
+        window(&mut thinning, &mut now, 25, 100);
+    }
+    assert_eq!(thinning.strain, 0);
+}
+
+#[test]
+fn a_flood_is_thinned_while_connections_carry_data_and_then_no_more() {
+    let most = MOST[Kind::Control as usize] / 100;
+    let mut now = Instant::now();
+    let mut thinning = Thinning::new();
+    window(&mut thinning, &mut now, 0, 1);
+    assert!(!window(&mut thinning, &mut now, most, 1), "what is allowed");
+    for _ in 1..PATIENCE {
+        assert!(!window(&mut thinning, &mut now, most * 10, 1), "a crowd");
+    }
+    assert!(window(&mut thinning, &mut now, most * 10, 1));
+    let part = thinning.kept[Kind::Control as usize];
+    assert!((ALL / 11..ALL / 9).contains(&part), "a tenth: {part}");
+    assert_eq!(thinning.kept[Kind::Link as usize], ALL, "nothing else");
+    assert!(
+        !window(&mut thinning, &mut now, most, 0),
+        "it is as it should be"
+    );
+    assert!(thinning.is_due());
+    // Nobody floods any more.
+    let windows = (0..10)
+        .filter(|_| window(&mut thinning, &mut now, 0, 1))
+        .count();
+    assert_eq!((windows, thinning.is_on()), (4, false));
+}
+
+#[test]
+fn floods_of_several_kinds_share_what_one_may_be() {
+    let mut now = Instant::now();
+    let mut thinning = Thinning::new();
+    window(&mut thinning, &mut now, 0, 1);
+    for _ in 0..PATIENCE {
+        for kind in [Kind::Link, Kind::Control] {
+            thinning.counts[kind as usize] += 10 * MOST[kind as usize] / 100;
+        }
+        assert!(!thinning.is_on());
+        window(&mut thinning, &mut now, 0, 1);
+    }
+    for kind in [Kind::Link, Kind::Control] {
+        let part = thinning.kept[kind as usize];
+        assert!((ALL / 21..ALL / 19).contains(&part), "a twentieth: {part}");
+    }
+}
+
+#[test]
+fn datagrams_of_known_flows_do_not_count() {
+    let mut thinning = Thinning::new();
+    let datagram = |port| frame(IPV4, &[(14, 0x45), (23, 17), (35, port)]);
+    for port in (0..80).chain(0..80) {
+        thinning.count(&datagram(port));
+    }
+    let counted = thinning.counts[Kind::Datagram as usize];
+    // Two may share a place, and both count each time.
+    assert!((80..100).contains(&counted), "{counted}");
+}
+
+#[test]
+fn nothing_is_thinned_where_there_is_no_connection() {
+    let mut now = Instant::now();
+    let mut thinning = Thinning::new();
+    for _ in 0..PATIENCE {
+        assert!(!window(&mut thinning, &mut now, 100_000, 0));
+    }
+    assert!(window(&mut thinning, &mut now, 100_000, 1));
+    // A connection that the flood has stopped still counts.
+    assert!(!window(&mut thinning, &mut now, 200, 0));
+    now += MEMORY;
+    assert!(window(&mut thinning, &mut now, 100_000, 0));
+    assert!(!thinning.is_on());
+}
