@@ -33,8 +33,10 @@ const FLOWS: usize = 1024;
 /// Frames of each kind that are taken in a second while connections carry data, in the order of [`Kind`], where no
 /// other kind is too much: several times what they are used for, and less than a third of what a processor answers.
 const MOST: [u64; KINDS] = [10_000, 20_000, 20_000, 40_000, 10_000];
-/// How often what is taken of [`Kind::Control`] is halved at most: to 2,500 a second. A request for a connection costs more
-/// than anything else, and on some machines a processor can't answer half of what is allowed.
+/// What makes sockets of the host's: it costs more than anything else, and on some machines a processor can't answer half
+/// of what is allowed.
+const COSTLY: [Kind; 2] = [Kind::Datagram, Kind::Control];
+/// How often what is taken of those is halved at most: to 1,250 and 2,500 a second.
 const MOST_STRAIN: u8 = 4;
 /// Windows in which the link ran empty, after which one halving is taken back: two seconds.
 const CALM: u16 = 200;
@@ -59,7 +61,7 @@ pub(super) struct Thinning {
     segments: u64,
     /// The link ran empty since.
     emptied: bool,
-    /// How often what is taken of [`Kind::Control`] is halved, because the processor does not keep up with it.
+    /// How often what is taken of [`COSTLY`] kinds is halved, because the processor does not keep up with them.
     strain: u8,
     /// Windows since then in which the link ran empty.
     calm: u16,
@@ -106,25 +108,26 @@ impl Thinning {
 
     /// Frames of a kind that are taken in a second.
     fn most(&self, kind: usize) -> u64 {
-        if kind == Kind::Control as usize {
+        if COSTLY.iter().any(|costly| *costly as usize == kind) {
             MOST[kind] >> self.strain
         } else {
             MOST[kind]
         }
     }
 
-    /// Learns whether the processor keeps up: not where the link is never empty, and more begins and ends than is
-    /// carried on. A crowd of connections that come about carries more than it begins.
-    fn feel_strain(&mut self, rate: u64) {
-        let control = self.counts[Kind::Control as usize];
-        let least = MOST[Kind::Control as usize] >> MOST_STRAIN;
+    /// Learns whether the processor keeps up, `rates` being those of each kind: not where the link is never empty, and
+    /// more begins and ends than is carried on. A crowd of connections that come about carries more than it begins.
+    fn feel_strain(&mut self, rates: [u64; KINDS]) {
+        let costly = COSTLY.map(|kind| self.counts[kind as usize]);
+        let costly: u64 = costly.into_iter().sum();
+        let much = |kind: Kind| rates[kind as usize] > MOST[kind as usize] >> MOST_STRAIN;
         if self.emptied {
             self.calm += 1;
             if self.calm >= CALM {
                 self.calm = 0;
                 self.strain = self.strain.saturating_sub(1);
             }
-        } else if rate > least && control > self.segments {
+        } else if costly > self.segments && COSTLY.into_iter().any(much) {
             self.calm = 0;
             self.strain = (self.strain + 1).min(MOST_STRAIN);
         }
@@ -167,7 +170,7 @@ impl Thinning {
             let rates = self
                 .counts
                 .map(|count| count.saturating_mul(1_000_000) / micros);
-            self.feel_strain(rates[Kind::Control as usize]);
+            self.feel_strain(rates);
             let floods =
                 (0..KINDS).filter(|kind| before[*kind] != ALL || rates[*kind] > self.most(*kind));
             // Several at once share what one would have.
