@@ -171,7 +171,7 @@ pub struct Config {
     pub publish: Vec<Publish>,
     /// Limit on flows of all kinds together.
     pub max_flows: u32,
-    /// Limit on guests' UDP ports, each of which has one of the host's.
+    /// Limit on guests' UDP ports and ping identifiers, each of which has one of the host's.
     pub max_udp_ports: u32,
     /// Event loops, each with a queue of the tap.
     pub workers: usize,

@@ -98,7 +98,7 @@ impl FlowKey {
         matches!(self, Self::Peer { .. })
     }
 
-    /// It is a guest's UDP port, which has one of the host's.
+    /// It is a guest's UDP port or ping identifier, which has one of the host's.
     #[must_use]
     pub const fn is_port(&self) -> bool {
         matches!(self, Self::Udp { .. } | Self::Echo { .. })

@@ -25,7 +25,7 @@ pub struct Most {
     pub flows: usize,
     /// That wait for their other end, of those that either side began.
     pub half_open: usize,
-    /// Guests' UDP ports, each of which is a port of the host's.
+    /// Guests' UDP ports and ping identifiers, each of which is one of the host's.
     pub ports: usize,
     /// Clients of published UDP ports.
     pub peers: usize,
@@ -135,7 +135,7 @@ impl<F> Table<F> {
         count >= self.most.flows - self.most.flows / KEPT_FOR_OTHERS
     }
 
-    /// There are as many guests' UDP ports as there may be.
+    /// There are as many guests' UDP ports and ping identifiers as there may be.
     #[must_use]
     pub const fn are_ports_used(&self) -> bool {
         self.ports >= self.most.ports

@@ -17,6 +17,7 @@ use super::{Link, Look};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch};
 use crate::sys::fd;
 use crate::sys::readiness::{try_read, watch};
+use crate::sys::socket::lacks_means;
 
 /// How long nobody is accepted after the system had no means to.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -72,12 +73,7 @@ impl SeqpacketLink {
                 Ok(false)
             }
             // Who waits is still there when there are means again.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-                ) =>
-            {
+            Err(error) if lacks_means(&error) => {
                 tracing::warn!(%error, "nobody can be accepted for now");
                 self.pause_until = Some(Instant::now() + PAUSE);
                 Ok(false)

@@ -3,7 +3,7 @@
 //! A tap has one queue, which a guest can fill faster than anybody reads: a frame costs a microsecond there and here
 //! alike, and some cost ten to answer. What the queue has no room for is lost, whatever it is, and a connection comes
 //! to a stop at one loss in ten. So while connections carry data, of each other kind of frame only so many a second
-//! are taken: a filter of the tap (classic BPF, `Documentation/networking/filter.rst`) drops part of the rest
+//! are taken, and fewer where the processor does not keep up: a filter of the tap (classic BPF, `Documentation/networking/filter.rst`) drops part of the rest
 //! before it is queued, at the cost of who sends it. Comes in: frames as they are read, the time. Goes out: the
 //! filter, when it is to be another.
 
@@ -31,7 +31,7 @@ const KINDS: usize = 5;
 /// Flows of datagrams that are remembered: who sends much has few of them, and a flood to random ports has many.
 const FLOWS: usize = 1024;
 /// Frames of each kind that are taken in a second while connections carry data, in the order of [`Kind`], where no
-/// other kind is too much: several times what they are used for, and less than a third of what a processor answers.
+/// other kind is too much: several times what they are used for, and less than a third of what a fast processor answers.
 const MOST: [u64; KINDS] = [10_000, 20_000, 20_000, 40_000, 10_000];
 /// What makes sockets of the host's: it costs more than anything else, and on some machines a processor can't answer half
 /// of what is allowed.

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use crate::flow::echo::EchoFlow;
-use crate::flow::key::{FlowKey, Kind};
+use crate::flow::key::FlowKey;
 use crate::flow::table::BegunBy;
 use crate::flow::{Flow, Turn};
 use crate::host::{EchoSocket, Host, QueuedError, Received, Token};
@@ -85,14 +85,7 @@ impl<H: Host> Stack<H> {
         ip: &Ip<'_>,
         ident: u16,
     ) -> Result<Token, IcmpError> {
-        self.limit_ports(turn.now);
-        let opened = self.with_room(turn, Kind::Datagrams, |stack, host| {
-            if stack.table.are_ports_used() {
-                return Err(ErrorKind::ResourceBusy.into());
-            }
-            let token = stack.token(Kind::Datagrams)?;
-            Ok((token, host.echo_open(token, ip.dst.is_ipv6())?))
-        });
+        let opened = self.begin_port(turn, |host, token| host.echo_open(token, ip.dst.is_ipv6()));
         let (token, socket) = opened.map_err(|error| {
             self.hint(&error);
             self.counters.flows_refused += 1;

@@ -117,8 +117,27 @@ impl<H: Host> Stack<H> {
         true
     }
 
+    /// Begins another port of the guest's, whose socket `open` makes for a token.
+    ///
+    /// # Errors
+    /// `ResourceBusy` where there are as many as may be and none gives way; what `open` reports.
+    pub(super) fn begin_port<T>(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        open: impl Fn(&mut H, Token) -> io::Result<T>,
+    ) -> io::Result<(Token, T)> {
+        self.limit_ports(turn.now);
+        self.with_room(turn, Kind::Datagrams, |stack, host| {
+            if stack.table.are_ports_used() {
+                return Err(ErrorKind::ResourceBusy.into());
+            }
+            let token = stack.token(Kind::Datagrams)?;
+            Ok((token, open(host, token)?))
+        })
+    }
+
     /// Makes room for another port of the guest's, where there are as many as may be.
-    pub(super) fn limit_ports(&mut self, now: Instant) {
+    fn limit_ports(&mut self, now: Instant) {
         /// What is idle need be no port.
         const LOOKS: usize = 16;
         if self.table.are_ports_used() && !self.close_unanswered(now, &[BegunBy::Guest], UNANSWERED)

@@ -3,7 +3,7 @@
 //!
 //! Comes in: questions of guests, the time. Goes out: neighbour advertisements for our own addresses
 //! alone, so that a guest's probe for its own (RFC 4862 5.4) stays unanswered; router advertisements
-//! when asked for, at the beginning, and every few minutes. Where the host has no way to global IPv6
+//! when asked for, at the beginning, every few minutes, and when the host's routes have changed. Where the host has no way to global IPv6
 //! addresses the gateway is no default router, so that nobody waits for what can't be reached.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -38,10 +38,8 @@ const VALIDITY: Duration = Duration::from_secs(86_400);
 /// When the gateway advertises itself unasked.
 #[derive(Debug)]
 pub struct Advertiser {
-    /// When the host's routes are looked at next.
-    next: Option<Instant>,
-    /// When all are told again, whatever they know.
-    due: Instant,
+    /// When all are told, where there is a subnet to advertise.
+    due: Option<Instant>,
     sent: u32,
     /// What guests were told last: the gateway is their way to global addresses.
     routes: bool,
@@ -54,8 +52,7 @@ impl Advertiser {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         Self {
-            next: config.plan.subnet6().map(|_| Instant::ZERO),
-            due: Instant::ZERO,
+            due: config.plan.subnet6().map(|_| Instant::ZERO),
             sent: 0,
             // Until the first advertisement, which asks the host, comes at once.
             routes: true,
@@ -71,8 +68,10 @@ impl Advertiser {
 
     /// When something is to be looked at, and perhaps told.
     #[must_use]
-    pub const fn next_deadline(&self) -> Option<Instant> {
-        self.next
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let look = self.asked.filter(|_| !self.routes);
+        let look = look.map(|asked| asked + LOOK_INTERVAL);
+        self.due.map(|due| look.map_or(due, |look| look.min(due)))
     }
 
     /// What the host says of its routes, if it says anything; all are to hear what is new, whoever asked.
@@ -81,8 +80,7 @@ impl Advertiser {
             && routes != self.routes
         {
             self.routes = routes;
-            self.due = now;
-            self.next = self.next.map(|_| now);
+            self.due = self.due.map(|_| now);
         }
     }
 
@@ -94,7 +92,7 @@ impl Advertiser {
         } else {
             Duration::from_secs(MIN_INTERVAL + random % (MAX_INTERVAL - MIN_INTERVAL + 1))
         };
-        self.due = now + interval;
+        self.due = Some(now + interval);
     }
 }
 
@@ -125,23 +123,18 @@ fn advertise(config: &Config, tx: &mut TxBatch, wire: Wire, to: Ipv6Addr, routes
 impl<H: Host> Stack<H> {
     /// Tells all guests what the link is like, when it is time to.
     pub(super) fn advertise_if_due(&mut self, turn: &mut Turn<'_, H>) {
-        if self.advertiser.next.is_none_or(|at| turn.now < at) {
+        if self
+            .advertiser
+            .next_deadline()
+            .is_none_or(|at| turn.now < at)
+        {
             return;
         }
         let routes = self.ask_for_routes(turn);
-        let tells = turn.now >= self.advertiser.due;
-        if tells {
-            self.advertiser.sent(turn.now, self.secrets.next_u64());
-        }
-        let look = if routes {
-            self.advertiser.due
-        } else {
-            self.advertiser.due.min(turn.now + LOOK_INTERVAL)
-        };
-        self.advertiser.next = Some(look);
-        if !tells {
+        if self.advertiser.due.is_none_or(|due| turn.now < due) {
             return;
         }
+        self.advertiser.sent(turn.now, self.secrets.next_u64());
         // The others keep in mind what the first says for all of them.
         if self.share.of_first().is_some() {
             return;
@@ -242,9 +235,9 @@ mod tests {
         assert_eq!(advertiser.next_deadline(), Some(Instant::ZERO));
         let mut intervals = Vec::new();
         for random in [0, 7, u64::MAX, 400, 401] {
-            let now = advertiser.due;
+            let now = advertiser.next_deadline().unwrap();
             advertiser.sent(now, random);
-            intervals.push((advertiser.due - now).secs());
+            intervals.push((advertiser.next_deadline().unwrap() - now).secs());
         }
         assert_eq!(intervals[..2], [16, 16]);
         assert!(intervals[2..].iter().all(|it| (200..=600).contains(it)));

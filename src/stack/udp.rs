@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::flow::key::{FlowKey, Kind};
+use crate::flow::key::FlowKey;
 use crate::flow::table::BegunBy;
 use crate::flow::udp::{PublishedPeer, UdpFlow};
 use crate::flow::{Flow, Turn};
@@ -280,14 +280,7 @@ impl<H: Host> Stack<H> {
         } else {
             DatagramRole::Outbound(wish)
         };
-        self.limit_ports(turn.now);
-        let opened = self.with_room(turn, Kind::Datagrams, |stack, host| {
-            if stack.table.are_ports_used() {
-                return Err(ErrorKind::ResourceBusy.into());
-            }
-            let token = stack.token(Kind::Datagrams)?;
-            Ok((token, open_datagram(host, token, role)?))
-        });
+        let opened = self.begin_port(turn, |host, token| open_datagram(host, token, role));
         let (token, socket) = opened.map_err(|error| {
             tracing::debug!(%guest, %error, "no UDP socket");
             self.counters.flows_refused += 1;

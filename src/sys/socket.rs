@@ -1,5 +1,5 @@
 //! What sockets can do and no crate offers: options (ip(7), ipv6(7)), and accept4(2) with the peer's
-//! address.
+//! address; and what their errors mean.
 //!
 //! Comes in: a socket and a value. Goes out: nothing, a socket, or the kernel's error.
 
@@ -7,6 +7,14 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use socket2::SockAddr;
+
+/// The system has no descriptor or no memory at this moment, which says nothing of what was asked for.
+#[must_use]
+pub fn lacks_means(error: &io::Error) -> bool {
+    const NUMBERS: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    let number = error.raw_os_error();
+    number.is_some_and(|number| NUMBERS.contains(&number))
+}
 
 /// Takes one connection from a listener, non-blocking and closed on exec, by one call.
 ///

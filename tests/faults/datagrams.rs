@@ -88,13 +88,18 @@ fn row_26_flow_count() {
     rig.recovers(0);
 }
 
+/// Where a guest may have so many ports.
+fn few_ports(most: usize) -> Rig {
+    Rig::with(Config {
+        max_udp_ports: u32::try_from(most).unwrap(),
+        ..Config::default()
+    })
+}
+
 #[test]
 fn row_26_most_ports_stay_the_hosts() {
     const MOST: usize = 500;
-    let mut rig = Rig::with(Config {
-        max_udp_ports: u32::try_from(MOST).unwrap(),
-        ..Config::default()
-    });
+    let mut rig = few_ports(MOST);
     let ports = |rig: &Rig| rig.net.open_datagram_sockets().len();
     for nth in 0..MOST {
         rig.frame(&datagram(nth, b"x"));
@@ -122,10 +127,7 @@ fn row_26_most_ports_stay_the_hosts() {
 #[test]
 fn row_26_most_pings_stay_the_hosts() {
     const MOST: usize = 500;
-    let mut rig = Rig::with(Config {
-        max_udp_ports: u32::try_from(MOST).unwrap(),
-        ..Config::default()
-    });
+    let mut rig = few_ports(MOST);
     let ping = |nth: usize| {
         let ip = Ipv4::new(OUTSIDE, packets::ICMP);
         let ident = u16::try_from(nth).unwrap();

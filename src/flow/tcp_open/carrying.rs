@@ -116,8 +116,9 @@ impl<S: TcpSocket> Open<S> {
                     self.urgent = false;
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
+                // Behind all that it had received.
                 Ok(Err(_)) => {
-                    self.host_failed = true;
+                    self.lose_host();
                     self.readable = false;
                 }
                 Err(_) => break,

@@ -30,7 +30,7 @@ use crate::config::{Config, Dns, Outbound};
 use crate::net::Marks;
 use crate::sys::readiness::{EventSet, Look, try_read, watch};
 use crate::sys::reserve::Reserve;
-use crate::sys::socket::accept;
+use crate::sys::socket::{accept, lacks_means};
 use inside::Inside;
 use pipe::Pipes;
 
@@ -415,15 +415,14 @@ fn bind_wish(socket: &Socket, addr: IpAddr, wish: PortWish) -> io::Result<()> {
 /// Whether some route leads to global IPv6 addresses at this moment; none where the host has no means to tell.
 #[must_use]
 pub fn reaches_ipv6() -> Option<bool> {
-    /// Of errno(3): they say nothing about routes.
-    const OUT_OF_MEANS: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
     // Connecting a datagram socket looks the route up and sends nothing.
     let anywhere = SocketAddr::new(ANYWHERE.into(), 53);
     let looked = nonblocking(Domain::IPV6, Type::DGRAM, None)
         .and_then(|socket| socket.connect(&anywhere.into()));
-    let number = looked.as_ref().err().and_then(io::Error::raw_os_error);
-    let knows = !number.is_some_and(|number| OUT_OF_MEANS.contains(&number));
-    knows.then_some(looked.is_ok())
+    match looked {
+        Err(error) if lacks_means(&error) => None,
+        looked => Some(looked.is_ok()),
+    }
 }
 
 const fn family(ipv6: bool) -> Domain {

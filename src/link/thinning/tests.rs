@@ -102,11 +102,8 @@ fn the_kernel_and_we_call_frames_the_same() {
 
 /// So many frames of a kind, and of segments, in one window.
 fn window(thinning: &mut Thinning, now: &mut Instant, frames: u64, segments: u64) -> bool {
-    thinning.counts[Kind::Control as usize] += frames;
-    thinning.segments += segments;
     thinning.note_empty();
-    *now += WINDOW;
-    thinning.look(*now)
+    full_window(thinning, now, frames, segments)
 }
 
 /// The same in a window in which the link is never empty.
