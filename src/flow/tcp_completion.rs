@@ -19,7 +19,7 @@ const TIMESTAMPS: u8 = 8;
 /// Distance from the start of a TCP header to its checksum field.
 const CHECKSUM_FIELD: u16 = 16;
 
-/// The sequence space of the last segment sent: all that is left to answer with once a
+/// The sequence space of the last segment sent, but for a RST: all that is left to answer with once a
 /// connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LastSent {
@@ -36,7 +36,7 @@ pub struct LastSent {
 /// What has been sent, as far as smoltcp does not tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Sent {
-    /// The last segment.
+    /// The last segment that was no RST.
     pub(super) last: LastSent,
     /// The sequence number of our SYN.
     pub(super) initial: u32,
@@ -92,7 +92,11 @@ pub(super) fn finish(
     let tcp = &mut frame[start..];
     let tcp_header = usize::from(tcp[12] >> 4) * 4;
     let payload = tcp.len() - tcp_header;
-    sent.last = amend(&mut tcp[..tcp_header], path, now);
+    let last = amend(&mut tcp[..tcp_header], path, now);
+    // A RST says nothing of what was received, and one that answers a wrong acknowledgement has no number of ours.
+    if tcp[13] & tcp_flags::RST == 0 {
+        sent.last = last;
+    }
     if tcp[13] & tcp_flags::SYN != 0 {
         sent.initial = sent.last.seq;
     }

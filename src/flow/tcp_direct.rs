@@ -27,7 +27,7 @@ const ACKNOWLEDGEMENT: usize = 8;
 pub(super) const FLAGS: usize = 13;
 
 /// How far one sequence number is behind another, if it is.
-const fn ahead_of(one: u32, other: u32) -> bool {
+pub(super) const fn ahead_of(one: u32, other: u32) -> bool {
     one.wrapping_sub(other).cast_signed() > 0
 }
 

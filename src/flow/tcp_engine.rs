@@ -14,6 +14,7 @@ use super::Fate;
 use super::tcp_ahead::Ahead;
 use super::tcp_completion::{MSS, Sent, option};
 use super::tcp_device::{NullDevice, OnePacket, capabilities};
+use super::tcp_direct::ahead_of;
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
@@ -339,7 +340,8 @@ impl Engine {
             return fate;
         }
         // Nothing is left where it probed the window: an answer says how large that is.
-        self.announce(now, tx, self.line.sent.last.ack);
+        let expected = self.expected();
+        self.announce(now, tx, expected);
         Fate::Answered
     }
 
@@ -360,7 +362,9 @@ impl Engine {
             self.be_patient();
         }
         let newer = |known: u32| segment.ack.wrapping_sub(known).cast_signed() >= 0;
-        if segment.has(tcp_flags::ACK) && self.line.guest_ack.is_none_or(newer) {
+        // Until a connection is open, nobody has looked at that yet.
+        let sent = !ahead_of(segment.ack, self.line.sent.next);
+        if segment.has(tcp_flags::ACK) && sent && self.line.guest_ack.is_none_or(newer) {
             self.line.guest_ack = Some(segment.ack);
             self.line.guest_window = segment.window;
             self.line.window_is_exact = true;

@@ -9,7 +9,7 @@ use tapgate::config::Config;
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 
 use crate::count;
-use crate::peer::{ACK, Peer, SYN, length};
+use crate::peer::{ACK, Peer, RST, SYN, length};
 use crate::rig::{OUTSIDE, Rig, pattern};
 
 /// What a host's socket holds in these tests.
@@ -298,4 +298,52 @@ fn row_16_peers_that_never_open_their_window() {
     // given up like anybody else.
     assert!(rig.stack.flows() >= total);
     rig.recovers(0);
+}
+
+#[test]
+fn row_16_a_wrong_acknowledgement_opens_no_window() {
+    let mut rig = rig(64 << 20);
+    let mut peer = Peer::new(1000, SocketAddr::new(OUTSIDE.into(), 80));
+    // The window is scaled, and zero is ahead of every number.
+    peer.options = vec![3, 3, 7, 1];
+    peer.next.seq = 0_u32.wrapping_sub(8 << 20);
+    rig.frame(&peer.syn());
+    let answer = peer.read(&rig.received()).pop().unwrap();
+    peer.take(&answer);
+    let edge = peer.next.seq.wrapping_add(answer.window.into());
+    let wrong = peer.with(ACK, b"?", |it| {
+        it.seq = edge;
+        it.ack = answer.seq;
+    });
+    rig.frame(&wrong);
+    let told = peer.read(&rig.received());
+    let limit = peer.next.seq.wrapping_add(2 << 20);
+    for it in told.iter().filter(|it| it.flags & RST == 0) {
+        let end = it.ack.wrapping_add(u32::from(it.window) << 5);
+        assert!(end.wrapping_sub(limit).cast_signed() <= 0, "{it:?}");
+    }
+    // What lies beyond the ring is not taken, nor what makes up for it later invented.
+    let data = pattern((1 << 20) + 60_000);
+    for (at, piece) in data.chunks(1400).enumerate().skip(700) {
+        let frame = peer.with(ACK, piece, |it| {
+            it.seq = peer.next.seq.wrapping_add(length(&data[..at * 1400]));
+        });
+        rig.frame(&frame);
+    }
+    let (id, start, mut ack) = (SocketId(0), peer.next.seq, peer.next.seq);
+    let mut got = Vec::new();
+    for _ in 0..4000 {
+        if let Some(latest) = peer.read(&rig.received()).last() {
+            ack = latest.ack;
+        }
+        let at = usize::try_from(ack.wrapping_sub(start)).unwrap();
+        let end = data.len().min(at + 1400);
+        rig.frame(&peer.with(ACK, &data[at..end], |it| it.seq = ack));
+        got.extend(rig.net.server_read(id, data.len()));
+        rig.millis(2);
+        if got.len() >= data.len() {
+            break;
+        }
+    }
+    assert!(got == data, "{} of {} bytes", got.len(), data.len());
 }
