@@ -128,6 +128,8 @@ impl TapLink {
             };
             if let Err(error) = set {
                 tracing::debug!(%error, "floods are not thinned");
+                // The last filter may be there still.
+                let _ = tap::clear_filter(tap);
                 self.thinning = None;
             }
         }

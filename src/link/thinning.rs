@@ -33,13 +33,13 @@ const FLOWS: usize = 1024;
 /// Frames of each kind that are taken in a second while connections carry data, in the order of [`Kind`], where no
 /// other kind is too much: several times what they are used for, and less than a third of what a fast processor answers.
 const MOST: [u64; KINDS] = [10_000, 20_000, 20_000, 40_000, 10_000];
-/// What makes sockets of the host's: it costs more than anything else, and on some machines a processor can't answer half
-/// of what is allowed.
+/// Kinds that hold what makes sockets of the host's: that costs more than anything else, and on some machines a
+/// processor can't answer half of what is allowed.
 const COSTLY: [Kind; 2] = [Kind::Datagram, Kind::Control];
 /// How often what is taken of those is halved at most: to 1,250 and 2,500 a second.
 const MOST_STRAIN: u8 = 4;
-/// Windows in which the link ran empty, after which one halving is taken back: two seconds.
-const CALM: u16 = 200;
+/// Windows, in each of which the link ran empty, after which one halving is taken back: two seconds.
+const CALM: u128 = 200;
 /// How long is counted before anything changes.
 const WINDOW: Duration = Duration::from_millis(10);
 /// So many windows in a row a kind is too much before it is thinned: a crowd that comes at once is no flood.
@@ -59,12 +59,16 @@ pub(super) struct Thinning {
     kept: [u32; KINDS],
     /// Segments that carry connections on.
     segments: u64,
+    /// Datagrams of flows that came lately.
+    known: u64,
     /// The link ran empty since.
     emptied: bool,
     /// How often what is taken of [`COSTLY`] kinds is halved, because the processor does not keep up with them.
     strain: u8,
-    /// Windows since then in which the link ran empty.
-    calm: u16,
+    /// Windows in a row in which it did not.
+    strained: u8,
+    /// How long the link ran empty in every window, counted in windows.
+    calm: u128,
     /// Windows in a row in which a kind was too much.
     over: [u8; KINDS],
     /// The latest flow of datagrams for each place.
@@ -80,8 +84,10 @@ impl Thinning {
             counts: [0; KINDS],
             kept: [ALL; KINDS],
             segments: 0,
+            known: 0,
             emptied: false,
             strain: 0,
+            strained: 0,
             calm: 0,
             over: [0; KINDS],
             flows: Box::new([0; FLOWS]),
@@ -98,6 +104,8 @@ impl Thinning {
         };
         if kind != Kind::Datagram || self.is_new(flow(frame)) {
             self.counts[kind as usize] += 1;
+        } else {
+            self.known += 1;
         }
     }
 
@@ -115,21 +123,26 @@ impl Thinning {
         }
     }
 
-    /// Learns whether the processor keeps up, `rates` being those of each kind: not where the link is never empty, and
-    /// more begins and ends than is carried on. A crowd of connections that come about carries more than it begins.
-    fn feel_strain(&mut self, rates: [u64; KINDS]) {
+    /// Learns whether the processor keeps up, `rates` being those of each kind in `windows` of time: not where the link
+    /// is never empty, and more begins and ends than is carried on. A crowd of connections that come about carries more
+    /// than it begins. What is changed gets the time of as many windows to show.
+    fn feel_strain(&mut self, windows: u128, rates: [u64; KINDS]) {
         let costly = COSTLY.map(|kind| self.counts[kind as usize]);
         let costly: u64 = costly.into_iter().sum();
         let much = |kind: Kind| rates[kind as usize] > MOST[kind as usize] >> MOST_STRAIN;
         if self.emptied {
-            self.calm += 1;
-            if self.calm >= CALM {
-                self.calm = 0;
-                self.strain = self.strain.saturating_sub(1);
-            }
-        } else if costly > self.segments && COSTLY.into_iter().any(much) {
+            self.strained = 0;
+            self.calm += windows;
+            let back = u8::try_from(self.calm / CALM).unwrap_or(u8::MAX);
+            self.calm %= CALM;
+            self.strain = self.strain.saturating_sub(back);
+        } else if costly > self.segments + self.known && COSTLY.into_iter().any(much) {
             self.calm = 0;
-            self.strain = (self.strain + 1).min(MOST_STRAIN);
+            self.strained += 1;
+            if self.strained == PATIENCE {
+                self.strained = 0;
+                self.strain = (self.strain + 1).min(MOST_STRAIN);
+            }
         }
         self.emptied = false;
     }
@@ -140,9 +153,9 @@ impl Thinning {
         std::mem::replace(&mut self.flows[place], flow) != flow
     }
 
-    /// It is time to look at the clock: something is thinned, or may have to be.
+    /// It is time to look at the clock: something is thinned, or may have to be, or less is taken than else.
     pub(super) fn is_due(&self) -> bool {
-        self.is_on() || self.counts.iter().sum::<u64>() >= GLANCE
+        self.is_on() || self.strain > 0 || self.counts.iter().sum::<u64>() >= GLANCE
     }
 
     /// Something is thinned.
@@ -170,7 +183,7 @@ impl Thinning {
             let rates = self
                 .counts
                 .map(|count| count.saturating_mul(1_000_000) / micros);
-            self.feel_strain(rates);
+            self.feel_strain(elapsed.as_nanos() / WINDOW.as_nanos(), rates);
             let floods =
                 (0..KINDS).filter(|kind| before[*kind] != ALL || rates[*kind] > self.most(*kind));
             // Several at once share what one would have.
@@ -193,6 +206,7 @@ impl Thinning {
         }
         self.counts = [0; KINDS];
         self.segments = 0;
+        self.known = 0;
         self.since = Some(now);
         self.kept != before
     }

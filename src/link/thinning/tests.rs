@@ -122,16 +122,45 @@ fn where_the_processor_does_not_keep_up_fewer_requests_get_through() {
     for _ in 0..100 {
         assert!(!full_window(&mut thinning, &mut now, half, half), "a crowd");
     }
-    while !full_window(&mut thinning, &mut now, half, 1) {
-        assert!(thinning.over[Kind::Control as usize] < PATIENCE);
+    thinning.known = half;
+    assert!(!full_window(&mut thinning, &mut now, half, 1), "a crowd");
+    for nth in 1..=2 * u32::from(PATIENCE) {
+        assert_eq!(u32::from(thinning.strain), (nth - 1) / u32::from(PATIENCE));
+        assert!(!full_window(&mut thinning, &mut now, half, 1));
     }
+    // A quarter is taken of what may be, which is half of this, once it was too much for a while.
+    for _ in 2..PATIENCE {
+        assert!(!full_window(&mut thinning, &mut now, half, 1));
+    }
+    assert!(full_window(&mut thinning, &mut now, half, 1));
     let part = thinning.kept[Kind::Control as usize];
-    assert!((ALL / 9..ALL / 7).contains(&part), "an eighth: {part}");
-    for _ in 0..CALM * u16::from(MOST_STRAIN) {
-        assert_ne!(thinning.strain, 0);
-        window(&mut thinning, &mut now, 25, 100);
+    assert!((ALL / 3..ALL / 2 + 1).contains(&part), "half: {part}");
+    for _ in 0..2 * PATIENCE {
+        full_window(&mut thinning, &mut now, half, 1);
     }
-    assert_eq!(thinning.strain, 0);
+    assert_eq!(thinning.strain, MOST_STRAIN);
+}
+
+#[test]
+fn what_a_flood_has_changed_is_taken_back_also_where_little_comes() {
+    let mut now = Instant::now();
+    for (frames, gap) in [(25, 1), (1, 100), (0, 1000)] {
+        let mut thinning = Thinning::new();
+        thinning.strain = MOST_STRAIN;
+        let mut windows = 0;
+        thinning.look(now);
+        while thinning.strain > 0 {
+            thinning.counts[Kind::Control as usize] += frames;
+            thinning.segments += 1;
+            thinning.note_empty();
+            now += WINDOW * gap;
+            windows += u128::from(gap);
+            assert!(thinning.is_due());
+            assert!(!thinning.look(now));
+        }
+        let due = CALM * u128::from(MOST_STRAIN);
+        assert!((due..due + u128::from(gap)).contains(&windows), "{windows}");
+    }
 }
 
 #[test]
