@@ -327,6 +327,29 @@ fn silent_loopback_is_waited_for_and_ends_with_a_reset() {
 }
 
 #[test]
+fn crowd_that_waits_for_a_silent_loopback_gives_way_to_itself_and_others() {
+    const MOST: usize = 4096;
+    let mut sim = published(Splice::Auto, "10.0.2.100:81");
+    sim.net.answer(addr(LOCAL_SERVICE), ConnectAnswer::Silent);
+    let crowd = MOST + 100;
+    for nth in 0..crowd {
+        let port = 1024 + u16::try_from(nth).unwrap();
+        let from = SocketAddr::new(addr(LOCAL).ip(), port);
+        sim.net.client_connect(addr(PUBLISHED), from).unwrap();
+        // Not a moment longer: none is to have had its time.
+        let begun = |sim: &mut Sim| sim.stack.counters().flows_opened > nth as u64;
+        assert!(sim.run(seconds(1), begun));
+    }
+    let counters = sim.stack.counters();
+    let gave_way = (crowd - MOST) as u64;
+    assert_eq!(
+        (counters.flows_opened, counters.flows_abandoned),
+        (crowd as u64, gave_way)
+    );
+    assert_eq!(sim.stack.flows(), MOST);
+}
+
+#[test]
 fn socket_inside_is_waited_for() {
     let mut sim = published(Splice::Auto, SERVICE);
     sim.net.set_inside(Inside::Slow);

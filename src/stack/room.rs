@@ -10,7 +10,7 @@ use crate::flow::key::Kind;
 use crate::flow::table::{BegunBy, Full, Wait};
 use crate::flow::udp::PublishedPeer;
 use crate::flow::{Flow, Turn};
-use crate::host::{Host, Token};
+use crate::host::{Host, TcpSocket, Token};
 use crate::net::{DropReason, Duration, Instant};
 
 use super::Stack;
@@ -40,7 +40,11 @@ pub(super) fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 fn is_half_open<H: Host>(flow: &Flow<H>) -> bool {
-    matches!(flow, Flow::Tcp(flow) if flow.is_half_open())
+    match flow {
+        Flow::Tcp(flow) => flow.is_half_open(),
+        Flow::Spliced(flow) => !flow.is_open(),
+        Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_) | Flow::Query(_) => false,
+    }
 }
 
 const fn is_query<H: Host>(flow: &Flow<H>) -> bool {
@@ -109,10 +113,17 @@ impl<H: Host> Stack<H> {
         let oldest = self
             .table
             .take_longest(Wait::OtherEnd, begun, latest, is_half_open);
-        let Some(Flow::Tcp(flow)) = oldest else {
-            return false;
-        };
-        flow.abandon(turn.now, turn.tx, &mut self.engines);
+        match oldest {
+            Some(Flow::Tcp(flow)) => flow.abandon(turn.now, turn.tx, &mut self.engines),
+            Some(Flow::Spliced(flow)) => {
+                if let Some((client, ..)) = flow.into_client() {
+                    client.reset();
+                }
+            }
+            Some(Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_) | Flow::Query(_)) | None => {
+                return false;
+            }
+        }
         self.counters.flows_abandoned += 1;
         true
     }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use crate::flow::key::{FlowKey, Kind};
 use crate::flow::spliced::{self, Opening, SplicedFlow};
+use crate::flow::table::BegunBy;
 use crate::flow::tcp::Progress;
 use crate::flow::{Flow, Turn};
 use crate::host::{Event, Host, TcpSocket, Token};
@@ -38,6 +39,7 @@ impl<H: Host> Stack<H> {
         client: SocketAddr,
         guest: SocketAddr,
     ) -> Result<(), H::Tcp> {
+        self.limit_half_open(turn, BegunBy::Client);
         // Where there are no descriptors for pipes the link carries it by what is there already.
         let room = self.with_room(turn, Kind::Stream, |stack, host| {
             Ok((stack.token(Kind::Stream)?, host.pipe()?))
@@ -60,6 +62,7 @@ impl<H: Host> Stack<H> {
             serial: self.counters.flows_opened,
         };
         self.admit(token, key, Flow::Spliced(flow), turn.now + PATIENCE);
+        self.table.set_half_open(turn.now, token, BegunBy::Client);
         self.after_opening(turn, token, opening);
         Ok(())
     }
