@@ -195,6 +195,10 @@ impl<S: TcpSocket> TcpSocket for NamedStream<S> {
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.refused = false;
+        if self.ended {
+            // No answer can follow, ours neither: a query is not worth a look.
+            return Ok(bytes.len());
+        }
         let mut taken = 0;
         while let Some(rest) = bytes.get(taken..)
             && !rest.is_empty()

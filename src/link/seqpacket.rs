@@ -58,9 +58,10 @@ impl SeqpacketLink {
         }
         self.pause_until = None;
         let accepted = self.socket.try_io(Interest::READABLE, fd::accept);
-        match accepted {
+        // One that can't be watched is gone; the next may be.
+        match accepted.and_then(|socket| watch(File::from(socket))) {
             Ok(socket) => {
-                self.socket = watch(File::from(socket))?;
+                self.socket = socket;
                 self.connected = true;
                 Ok(true)
             }

@@ -92,16 +92,17 @@ impl<H: Host> Stack<H> {
     /// Has one of the flows in which nothing is under way give its engine back, where no more can be made; who
     /// moved longest ago is asked first, and who can't rest comes back when it moves again.
     pub(super) fn free_an_engine(&mut self, now: Instant) {
-        for _ in 0..BUDGET {
-            if self.engines.has_one() {
-                return;
-            }
+        let mut looks = 0;
+        while looks < BUDGET && !self.engines.has_one() {
             let Some((_, token)) = self.moving.queue.pop_front() else {
                 return;
             };
-            if let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
-                && flow.rest(now, &mut self.engines)
-            {
+            // One that is gone counts for nothing, as in `let_rest`.
+            let Some(Flow::Tcp(flow)) = self.table.get_mut(token) else {
+                continue;
+            };
+            looks += 1;
+            if flow.rest(now, &mut self.engines) {
                 let deadline = flow.deadline(now);
                 self.table.set_deadline(token, deadline);
             }

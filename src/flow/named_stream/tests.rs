@@ -366,3 +366,15 @@ proptest! {
         prop_assert_eq!(ours, answers);
     }
 }
+
+#[test]
+fn behind_the_resolvers_end_nothing_is_looked_at() {
+    let mut lab = Lab::new();
+    lab.socket.0.borrow_mut().ended = true;
+    lab.room = 1;
+    lab.pump();
+    assert!(lab.stream.ended);
+    // Each two bytes are a message of their own.
+    assert_eq!(lab.stream.send(&[0; 65_536]).unwrap(), 65_536);
+    assert!(lab.stream.held.is_empty() && lab.stream.answers.is_empty());
+}
