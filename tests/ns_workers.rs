@@ -158,6 +158,8 @@ fn tap_that_was_made_with_one_queue_is_refused_with_the_fix() {
     let refused = run(&mut world.tapgate(&["attach", "--workers", "2", &pid, "one0"]));
     refused.assert_runtime_error("multi_queue");
     let _serves = support::attached::Attached::start(&world, &["--workers", "2", &pid, "many0"]);
+    // As many as there are processors for, but no more than it has queues.
+    let _serves = support::attached::Attached::start(&world, &[&pid, "one0"]);
 }
 
 #[test]

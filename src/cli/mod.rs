@@ -109,6 +109,7 @@ impl Attach {
         if self.no_configure {
             tap.addresses = None;
         }
+        tap.one_will_do = self.options.workers.is_none();
         Attachment {
             edge: Edge::Namespace {
                 target: Target::parse(&self.target),

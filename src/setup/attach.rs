@@ -138,11 +138,24 @@ pub fn adopt_tap(tap: OwnedFd) -> Result<OwnedFd, SetupError> {
     Ok(tap)
 }
 
-/// Makes the tap in the target's namespace.
+/// Makes the tap in the target's namespace, or takes what is there.
 ///
 /// # Errors
 /// The step that failed, in the child or here.
 pub fn tap(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<Made, SetupError> {
+    let made = make(target, owner, plan);
+    if made.is_ok() || plan.queues == 1 || !plan.one_will_do {
+        return made;
+    }
+    // It may be there already, made for one.
+    let plan = TapPlan {
+        queues: 1,
+        ..plan.clone()
+    };
+    make(target, owner, &plan)
+}
+
+fn make(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<Made, SetupError> {
     let namespaces = Namespaces::open(target, owner)?;
     let us = getpid();
     let (ours, theirs) = UnixStream::pair().step(|| "making a socket pair".into())?;

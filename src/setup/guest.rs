@@ -31,6 +31,8 @@ pub struct TapPlan {
     pub vnet_header: bool,
     /// Queues, each of which is a descriptor.
     pub queues: usize,
+    /// One queue will do where the interface is there already and has no more.
+    pub one_will_do: bool,
     /// Address and route to configure; the interface stays as it is where there are none.
     pub addresses: Option<AddressPlan>,
     /// The host has a way to global IPv6 addresses, so the guest gets a default route to them.
@@ -49,6 +51,7 @@ impl TapPlan {
             mtu: config.mtu,
             vnet_header: config.offload,
             queues: config.workers,
+            one_will_do: false,
             addresses: Some(config.plan),
             routes_ipv6: true,
             opener: config.publish.iter().any(Publish::may_splice),
