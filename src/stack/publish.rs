@@ -29,8 +29,9 @@ use line::{Left, Line};
 
 /// Set in tokens of published ports, never in those of flows.
 const LISTENER: u64 = 1 << 63;
-/// Connections that one port may take in one turn.
+/// Connections that one port may take in one turn, and all ports together.
 const BUDGET: usize = 64;
+const ACCEPTS: usize = 256;
 /// Attempts to find a source port that no other client of the gateway's address uses.
 const PORT_ATTEMPTS: usize = 64;
 /// The first deadline of a client's connection; its first turn sets another.
@@ -249,16 +250,21 @@ impl<H: Host> Stack<H> {
             return;
         }
         let mut kept = VecDeque::new();
-        let mut exhausted = None;
+        let (mut exhausted, mut accepts) = (None, ACCEPTS);
         // Each port once, so that a busy one can't keep the others waiting.
         for id in waiting {
             let udp = self.published.ports.get(&id).is_some_and(Published::is_udp);
-            // The one that filled the batch is last in line now: the next leads the next turn.
-            if udp && !(self.inbox.is_empty() && turn.tx.has_room()) {
+            let is_full = if udp {
+                !(self.inbox.is_empty() && turn.tx.has_room())
+            } else {
+                accepts == 0
+            };
+            // The one that filled the turn is last in line now: the next leads the next turn.
+            if is_full {
                 kept.push_back(id);
                 continue;
             }
-            let left = self.serve_port(turn, id);
+            let left = self.serve_port(turn, id, &mut accepts);
             if left == Left::Exhausted {
                 exhausted = Some(id);
             } else {
@@ -274,12 +280,17 @@ impl<H: Host> Stack<H> {
     }
 
     /// Takes what a port has, as far as its budget goes.
-    fn serve_port(&mut self, turn: &mut Turn<'_, H>, id: usize) -> Left {
+    fn serve_port(&mut self, turn: &mut Turn<'_, H>, id: usize, accepts: &mut usize) -> Left {
         let paused = self.published.line.is_paused();
         let mut failed = 0;
         let udp = self.published.ports.get(&id).is_some_and(Published::is_udp);
-        let budget = if udp { udp::BUDGET } else { BUDGET };
+        let budget = if udp {
+            udp::BUDGET
+        } else {
+            BUDGET.min(*accepts)
+        };
         for _ in 0..budget {
+            *accepts -= usize::from(!udp);
             let step = match self.published.ports.get(&id).map(|port| &port.socket) {
                 // Another has found the descriptors used up.
                 Some(Socket::Tcp(_)) if paused => return Left::Starving,

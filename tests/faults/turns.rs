@@ -219,3 +219,26 @@ fn flooded_ports_and_busy_flows_leave_others_their_turn() {
         }
     }
 }
+
+#[test]
+fn clients_of_many_ports_have_no_turn_to_themselves() {
+    const MOST: usize = 256;
+    let mut rig = Rig::new();
+    let ports: Vec<String> = (8001..8011).map(|port| format!("0.0.0.0:{port}")).collect();
+    for port in &ports {
+        publish(&mut rig, Protocol::Tcp, port);
+    }
+    let crowd = 64;
+    for port in &ports {
+        for nth in 0..crowd {
+            let client = SocketAddr::new(addr("192.0.2.9:0").ip(), 1000 + nth);
+            rig.net.client_connect(addr(port), client).unwrap();
+        }
+    }
+    let all = ports.len() * usize::from(crowd);
+    for turn in 1..=3 {
+        let more = rig.one_turn();
+        assert_eq!(rig.stack.flows(), all.min(turn * MOST), "turn {turn}");
+        assert!(more || turn == 3, "the rest wait for nobody");
+    }
+}
