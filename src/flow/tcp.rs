@@ -110,6 +110,14 @@ impl<S: TcpSocket> TcpFlow<S> {
         self.path.wire
     }
 
+    /// The guest has another Ethernet address by now.
+    pub const fn follow(&mut self, wire: Wire) {
+        self.path.wire = wire;
+        if let Phase::Open(open) = &mut self.state {
+            open.follow(wire);
+        }
+    }
+
     /// Tries another address while the guest's SYN waits.
     pub fn connect_instead(&mut self, other: S, tried: usize) {
         if let Phase::Connecting { socket, .. } = &mut self.state {

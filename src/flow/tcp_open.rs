@@ -23,9 +23,9 @@ use super::tcp_rest::{Rest, Streams};
 use crate::buf::TxBatch;
 use crate::config::Timeouts;
 use crate::host::{Event, TcpSocket};
-use crate::net::Instant;
 use crate::net::emit::Ends;
 use crate::net::parse::{TcpSegment, tcp_flags};
+use crate::net::{Instant, Wire};
 
 /// Turns of both directions in one pump: the budget of a flow.
 const ROUNDS: usize = 8;
@@ -280,6 +280,10 @@ impl<S: TcpSocket> Open<S> {
     }
 
     /// What the guest was sent last.
+    pub(super) const fn follow(&mut self, wire: Wire) {
+        self.engine.path.wire = wire;
+    }
+
     pub(super) const fn last_sent(&self) -> LastSent {
         self.engine.last_sent()
     }

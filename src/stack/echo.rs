@@ -57,13 +57,20 @@ impl<H: Host> Stack<H> {
                 Err(error) => return self.tell(turn, ip, error),
             },
         };
-        let marks = self.marks_outside(ip);
+        let (marks, back) = (self.marks_outside(ip), self.back(ip.wire));
         let Some(Flow::Echo(flow)) = self.table.get_mut(token) else {
             return Disposition::Dropped(DropReason::HostBusy);
         };
+        // The guest may have another Ethernet address by now.
+        flow.wire = back;
         let sent = flow.socket.send(to, echo.seq, echo.data, marks);
         self.table
             .set_deadline(token, EchoFlow::<H::Echo>::deadline(turn.now));
+        if let Err(error) = &sent
+            && self.has_lost_its_address(ip.src.is_ipv6(), error)
+        {
+            self.table.remove(token);
+        }
         let sent = match sent {
             Err(error) if udp::is_too_big(&error) => Err(self.too_long(
                 turn,

@@ -15,7 +15,7 @@ use crate::flow::query::ATTEMPT;
 use crate::flow::table::BegunBy;
 use crate::flow::tcp::{Connected, Progress, TcpFlow};
 use crate::flow::tcp_engine::Syn;
-use crate::flow::{Flow, Turn};
+use crate::flow::{Fate, Flow, Turn};
 use crate::host::{Host, QueuedError, Token};
 use crate::net::emit::{self, BareSegment, Ends, IcmpError};
 use crate::net::parse::{self, Ip, TcpSegment, tcp_flags};
@@ -91,12 +91,16 @@ impl<H: Host> Stack<H> {
             remote: ends.dst,
         };
         self.free_an_engine(turn.now);
+        let back = self.back(ip.wire);
         if let Some(token) = self.table.find(&key)
             && let Some(Flow::Tcp(flow)) = self.table.get_mut(token)
         {
             if !flow.gives_way_to(segment) {
                 let tx = (&mut *turn.tx, &mut self.engines);
                 let (fate, pump) = flow.segment(turn.now, tx, segment, &plain(ip));
+                if fate == Fate::Forwarded && flow.wire() != back {
+                    flow.follow(back);
+                }
                 if pump {
                     self.make_ready(token);
                 }

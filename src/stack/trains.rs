@@ -173,7 +173,7 @@ impl<H: Host> Stack<H> {
             None => return Err(Unsent::Silent),
         };
         if let (Exit::Flow(token), Err(error)) = (departure.exit, &sent)
-            && self.has_lost_its_address(departure, error)
+            && self.has_lost_its_address(departure.guest.is_ipv6(), error)
         {
             self.table.remove(token);
         }
@@ -191,9 +191,9 @@ impl<H: Host> Stack<H> {
     }
 
     /// A socket that is bound to an address or interface says that it is not there: it may be back as another, to
-    /// which the next datagram's socket will be bound.
-    fn has_lost_its_address(&self, departure: &Departure, error: &io::Error) -> bool {
-        let outbound = if departure.guest.is_ipv6() {
+    /// which the socket of the next datagram, or ping, will be bound.
+    pub(super) fn has_lost_its_address(&self, ipv6: bool, error: &io::Error) -> bool {
+        let outbound = if ipv6 {
             &self.config.outbound6
         } else {
             &self.config.outbound

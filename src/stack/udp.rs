@@ -237,7 +237,10 @@ impl<H: Host> Stack<H> {
             Some(token) => token,
             None => self.open_udp(turn, wire, key, guest)?,
         };
+        let back = self.back(wire);
         if let Some(Flow::Udp(flow)) = self.table.get_mut(token) {
+            // The guest may have another Ethernet address by now.
+            flow.wire = back;
             let deadline = flow.sent(turn.now, to);
             self.table.set_deadline(token, deadline);
         }

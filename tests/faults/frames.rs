@@ -3,17 +3,17 @@
 //! In: well-formed frames, each changed in one place or in several. Out: whether anything came of it that
 //! should not have: a panic, a frame that is not well-formed, a socket call to where nothing may go.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tapgate::host::simulated::ConnectAnswer;
+use tapgate::host::simulated::{ConnectAnswer, SocketId};
 use tapgate::net::DropReason;
 
 use crate::packets::v6::{
     ALL_ROUTERS, DESTINATION, Extension, GUEST_LOCAL, HOP_BY_HOP, Ipv6, NEIGHBOUR_SOLICITATION,
     PADDING, ROUTER_SOLICITATION,
 };
-use crate::packets::{self, ICMP, ICMPV6, Ip, Ipv4, Segment, TCP, UDP, checksum};
-use crate::rig::{GATEWAY, OUTSIDE, RESOLVER, Rig};
+use crate::packets::{self, ICMP, ICMPV6, Ip, Ipv4, Segment, TCP, UDP, checksum, icmp};
+use crate::rig::{GATEWAY, OUTSIDE, RESOLVER, Rig, addr};
 use crate::{Random, count};
 
 const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -354,4 +354,35 @@ fn dropped(rig: &Rig) -> u64 {
         .iter()
         .map(|reason| rig.dropped(*reason))
         .sum()
+}
+
+#[test]
+fn answers_follow_the_guest_to_another_ethernet_address() {
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 101];
+    let mut rig = Rig::new();
+    rig.net.answer_all(ConnectAnswer::Accept);
+    let (mut peer, id) = rig.open(2000, addr("192.0.2.1:80"));
+    let (udp, ping) = (Ipv4::new(OUTSIDE, UDP), Ipv4::new(OUTSIDE, ICMP));
+    rig.frame(&udp.frame(&udp.udp(9000, 7, b"x")));
+    rig.frame(&ping.frame(&icmp(8, 0, [7, 1], b"x")));
+    let sent: Vec<SocketId> = rig.net.take_sent().iter().map(|it| it.socket).collect();
+    let [port, echo] = sent[..] else {
+        panic!("{sent:?}")
+    };
+    let moved = |mut frame: Vec<u8>| {
+        frame[6..12].copy_from_slice(&OTHER);
+        frame
+    };
+    rig.frame(&moved(peer.data(b"x")));
+    rig.frame(&moved(udp.frame(&udp.udp(9000, 7, b"x"))));
+    rig.frame(&moved(ping.frame(&icmp(8, 0, [7, 1], b"x"))));
+    rig.millis(100);
+    rig.take();
+    assert_eq!(rig.net.server_write(id, b"answer"), 6);
+    rig.net
+        .deliver(port, SocketAddr::new(OUTSIDE.into(), 7), b"answer");
+    rig.net.deliver_echo(echo, OUTSIDE.into(), 2, b"x");
+    rig.turn();
+    let to: Vec<Vec<u8>> = rig.take().iter().map(|it| it[..6].to_vec()).collect();
+    assert_eq!(to, [OTHER; 3]);
 }

@@ -7,7 +7,7 @@ use tapgate::config::{Config, Outbound};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
 
 use crate::count;
-use crate::packets::{Ipv4, UDP};
+use crate::packets::{ICMP, Ipv4, UDP, icmp};
 use crate::peer::{Peer, SYN};
 use crate::rig::{OUTSIDE, Rig, addr};
 
@@ -117,6 +117,19 @@ fn row_12_ports_are_bound_anew() {
         assert_eq!(send(&mut rig), None);
         rig.net.fail_datagrams(None);
         assert_eq!(send(&mut rig), Some(SocketId(1)), "{errno}");
+        let ip = Ipv4::new(OUTSIDE, ICMP);
+        let ping = |rig: &mut Rig| {
+            rig.frame(&ip.frame(&icmp(8, 0, [7, 1], b"x")));
+            rig.secs(20);
+            rig.net.take_sent().pop().map(|sent| sent.socket)
+        };
+        let first = ping(&mut rig);
+        assert!(first.is_some() && ping(&mut rig) == first);
+        rig.net.fail_datagrams(Some(errno));
+        assert_eq!(ping(&mut rig), None);
+        rig.net.fail_datagrams(None);
+        let next = ping(&mut rig);
+        assert!(next.is_some() && next != first, "{errno}: {next:?}");
         rig.recovers(0);
     }
 }

@@ -313,6 +313,10 @@ impl UdpSocket for SimulatedDatagram {
 
 impl EchoSocket for SimulatedDatagram {
     fn send(&mut self, to: IpAddr, seq: u16, data: &[u8], marks: Marks) -> io::Result<()> {
+        let failure = self.state.borrow().fail_datagrams;
+        if let Some(errno) = failure {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         self.state.borrow_mut().may_fail(Call::SendEcho)?;
         let mut payload = seq.to_be_bytes().to_vec();
         payload.extend(data);
