@@ -112,7 +112,7 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_CONNECT, value_parser = seconds(timeouts::TCP_CONNECT))]
     pub tcp_connect_timeout: u32,
     /// Close a UDP port that has carried nothing for so many seconds (1 to 86400; RFC 4787: not below 120); one that was
-    /// never answered after 30 at most
+    /// never answered after 30 at most, one that only spoke to port 53 after 10
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_UDP_IDLE, value_parser = seconds(timeouts::UDP_IDLE))]
     pub udp_idle_timeout: u32,
     /// Limit on connections and associations together [default: 65536, less where the memory of the control group or

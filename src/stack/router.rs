@@ -3,8 +3,8 @@
 //!
 //! Comes in: questions of guests, the time. Goes out: neighbour advertisements for our own addresses
 //! alone, so that a guest's probe for its own (RFC 4862 5.4) stays unanswered; router advertisements
-//! when asked for, at the beginning, every few minutes, and when the host's routes have changed. Where the host has no way to global IPv6
-//! addresses the gateway is no default router, so that nobody waits for what can't be reached.
+//! when asked for, at the beginning, every few minutes, and soon after the host has got a way to global IPv6 addresses. Where it
+//! has none the gateway is no default router, so that nobody waits for what can't be reached.
 
 use std::net::{IpAddr, Ipv6Addr};
 
