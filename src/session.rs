@@ -195,7 +195,7 @@ fn first_loop<L: Link>(plan: &Plan, link: (L, LinkTraits), part: Part) -> Result
         tracing::debug!(%error, "huge pages as the system has them");
     }
     let config = &plan.config;
-    let (guest, mtu, workers) = (config.plan.guest(), config.mtu, config.workers);
+    let (guest, mtu, workers) = (config.plan.guest(), config.mtu, part.place.count);
     let (capabilities, _) = link.1;
     let mut event_loop = event_loop((config, plan.reserve), link, part)?;
     event_loop

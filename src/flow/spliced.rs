@@ -60,6 +60,8 @@ pub enum Opening {
 pub struct SplicedFlow<S, P> {
     client: SocketAddr,
     guest: SocketAddr,
+    /// It was said once that it waits.
+    waits: bool,
     phase: Phase<S, P>,
 }
 
@@ -81,6 +83,7 @@ impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
         Self {
             client,
             guest,
+            waits: false,
             phase: Phase::Opening {
                 socket,
                 inside: None,
@@ -200,6 +203,27 @@ impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
             same @ (Phase::Opening { .. } | Phase::Open(_) | Phase::Gone) => self.phase = same,
         }
         Ok(())
+    }
+
+    /// The namespace's loopback has been asked, which may take its time; before that, the wait is a short one, and an
+    /// answer from whoever opens sockets inside would find nobody.
+    #[must_use]
+    pub const fn is_half_open(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Opening {
+                inside: Some(_),
+                target: Target::Loopback,
+                ..
+            }
+        )
+    }
+
+    /// The same, and nobody has been told yet.
+    pub const fn begins_to_wait(&mut self) -> bool {
+        let begins = self.is_half_open() && !self.waits;
+        self.waits |= begins;
+        begins
     }
 
     /// Both sides have a connection.

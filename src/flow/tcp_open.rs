@@ -279,11 +279,12 @@ impl<S: TcpSocket> Open<S> {
         Self { tos, ..self }
     }
 
-    /// What the guest was sent last.
+    /// What is sent from now on goes by this way.
     pub(super) const fn follow(&mut self, wire: Wire) {
         self.engine.path.wire = wire;
     }
 
+    /// What the guest was sent last.
     pub(super) const fn last_sent(&self) -> LastSent {
         self.engine.last_sent()
     }

@@ -73,7 +73,7 @@ impl SeqpacketLink {
             {
                 Ok(false)
             }
-            // Who waits is still there when there are means again.
+            // Who waits is still there when there are means again; who was accepted has to come again.
             Err(error) if lacks_means(&error) => {
                 tracing::warn!(%error, "nobody can be accepted for now");
                 self.pause_until = Some(Instant::now() + PAUSE);

@@ -65,7 +65,7 @@ pub(super) struct Thinning {
     emptied: bool,
     /// How often what is taken of [`COSTLY`] kinds is halved, because the processor does not keep up with them.
     strain: u8,
-    /// Windows in a row in which it did not.
+    /// Windows in a row in which the processor did not keep up.
     strained: u8,
     /// How long the link ran empty in every window, counted in windows.
     calm: u128,
@@ -143,6 +143,8 @@ impl Thinning {
                 self.strained = 0;
                 self.strain = (self.strain + 1).min(MOST_STRAIN);
             }
+        } else {
+            self.strained = 0;
         }
         self.emptied = false;
     }

@@ -152,7 +152,7 @@ pub fn tap(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<Made, Se
         queues: 1,
         ..plan.clone()
     };
-    make(target, owner, &plan)
+    make(target, owner, &plan).or(made)
 }
 
 fn make(target: &Target, owner: Owner<'_>, plan: &TapPlan) -> Result<Made, SetupError> {

@@ -42,7 +42,7 @@ pub(super) fn is_exhaustion(error: &io::Error) -> bool {
 fn is_half_open<H: Host>(flow: &Flow<H>) -> bool {
     match flow {
         Flow::Tcp(flow) => flow.is_half_open(),
-        Flow::Spliced(flow) => !flow.is_open(),
+        Flow::Spliced(flow) => flow.is_half_open(),
         Flow::Udp(_) | Flow::Peer(_) | Flow::Echo(_) | Flow::Query(_) => false,
     }
 }

@@ -39,7 +39,6 @@ impl<H: Host> Stack<H> {
         client: SocketAddr,
         guest: SocketAddr,
     ) -> Result<(), H::Tcp> {
-        self.limit_half_open(turn, BegunBy::Client);
         // Where there are no descriptors for pipes the link carries it by what is there already.
         let room = self.with_room(turn, Kind::Stream, |stack, host| {
             Ok((stack.token(Kind::Stream)?, host.pipe()?))
@@ -62,7 +61,6 @@ impl<H: Host> Stack<H> {
             serial: self.counters.flows_opened,
         };
         self.admit(token, key, Flow::Spliced(flow), turn.now + PATIENCE);
-        self.table.set_half_open(turn.now, token, BegunBy::Client);
         self.after_opening(turn, token, opening);
         Ok(())
     }
@@ -85,8 +83,11 @@ impl<H: Host> Stack<H> {
     fn after_opening(&mut self, turn: &mut Turn<'_, H>, token: Token, opening: Opening) {
         let now = turn.now;
         match opening {
-            Opening::Pending => {}
-            Opening::Loopback => self.table.set_deadline(token, now + LOOPBACK_PATIENCE),
+            Opening::Pending => self.note_wait(turn, token),
+            Opening::Loopback => {
+                self.table.set_deadline(token, now + LOOPBACK_PATIENCE);
+                self.note_wait(turn, token);
+            }
             Opening::Open => {
                 let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
                     return;
@@ -114,6 +115,18 @@ impl<H: Host> Stack<H> {
                     tracing::debug!(%client, %guest, %error, "published connection refused");
                 }
             }
+        }
+    }
+
+    /// Counts a flow among those that wait for their other end, from when it does.
+    fn note_wait(&mut self, turn: &mut Turn<'_, H>, token: Token) {
+        let begins = match self.table.get_mut(token) {
+            Some(Flow::Spliced(flow)) => flow.begins_to_wait(),
+            _ => false,
+        };
+        if begins {
+            self.limit_half_open(turn, BegunBy::Client);
+            self.table.set_half_open(turn.now, token, BegunBy::Client);
         }
     }
 

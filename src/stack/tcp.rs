@@ -98,7 +98,7 @@ impl<H: Host> Stack<H> {
             if !flow.gives_way_to(segment) {
                 let tx = (&mut *turn.tx, &mut self.engines);
                 let (fate, pump) = flow.segment(turn.now, tx, segment, &plain(ip));
-                if fate == Fate::Forwarded && flow.wire() != back {
+                if fate == Fate::Forwarded && back.dst.is_unicast() && flow.wire() != back {
                     flow.follow(back);
                 }
                 if pump {
