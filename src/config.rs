@@ -194,6 +194,18 @@ pub struct Config {
     pub slaac: bool,
 }
 
+impl Config {
+    /// Where sockets of a family are bound to, as `outbound` or `outbound6` says.
+    #[must_use]
+    pub const fn outbound_of(&self, ipv6: bool) -> Option<&Outbound> {
+        if ipv6 {
+            self.outbound6.as_ref()
+        } else {
+            self.outbound.as_ref()
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

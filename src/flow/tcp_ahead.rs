@@ -12,6 +12,7 @@ use std::num::NonZeroU16;
 
 use smoltcp::socket::tcp::State;
 
+use super::tcp_completion::ahead_of;
 use super::tcp_engine::{Engine, length};
 use crate::buf::TxBatch;
 use crate::net::parse::{self, TcpSegment, tcp_flags};
@@ -203,7 +204,7 @@ impl Engine {
         line.sent.withheld = line.sent.withheld.wrapping_add(bytes);
         line.given = line.given.wrapping_add(bytes);
         let taken = self.taken();
-        if taken.wrapping_sub(self.line.sent.next).cast_signed() > 0 {
+        if ahead_of(taken, self.line.sent.next) {
             self.line.sent.next = taken;
         }
     }

@@ -70,7 +70,7 @@ impl Sent {
         // Less than a unit of the scale can't be said (RFC 7323 2.4); rounded up, it would creep on.
         let units = wanted >> shift;
         let edge = ack.wrapping_add(units << shift);
-        if edge.wrapping_sub(self.edge).cast_signed() > 0 {
+        if ahead_of(edge, self.edge) {
             self.edge = edge;
         }
         // No more than the field was.
@@ -146,7 +146,7 @@ pub(super) fn announce(
     let is_syn = flags & tcp_flags::SYN != 0;
     // A RST for an acknowledgement of what was never sent has the guest's own number.
     let is_reset = flags & tcp_flags::RST != 0;
-    let is_new = is_syn || (!is_reset && end.wrapping_sub(sent.next).cast_signed() > 0);
+    let is_new = is_syn || (!is_reset && ahead_of(end, sent.next));
     if is_new {
         sent.next = end;
     }
@@ -198,6 +198,11 @@ fn amend(header: &mut [u8], path: &Path, now: Instant) -> LastSent {
 /// The number at a place in a TCP header.
 pub(super) fn word(tcp: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]])
+}
+
+/// One sequence number is behind another in the stream, by less than half of them all (RFC 9293 3.4).
+pub(super) const fn ahead_of(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other).cast_signed() > 0
 }
 
 /// Moves the blocks that a header says were received out of order (RFC 2018 section 3).

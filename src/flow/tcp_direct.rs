@@ -10,6 +10,7 @@
 
 use smoltcp::socket::tcp::State;
 
+use super::tcp_completion::ahead_of;
 use super::tcp_engine::{Engine, MAX_HEADERS, length};
 use crate::buf::TxBatch;
 use crate::net::Instant;
@@ -25,11 +26,6 @@ const OLDEST: u32 = 1 << 30;
 const SEQUENCE: usize = 4;
 const ACKNOWLEDGEMENT: usize = 8;
 pub(super) const FLAGS: usize = 13;
-
-/// How far one sequence number is behind another, if it is.
-pub(super) const fn ahead_of(one: u32, other: u32) -> bool {
-    one.wrapping_sub(other).cast_signed() > 0
-}
 
 impl Engine {
     /// The host's socket may have a segment's payload at once: it is next in the stream, nothing is left

@@ -12,9 +12,8 @@ use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
 use super::Fate;
 use super::tcp_ahead::Ahead;
-use super::tcp_completion::{MSS, Sent, option};
+use super::tcp_completion::{MSS, Sent, ahead_of, option};
 use super::tcp_device::{NullDevice, OnePacket, capabilities};
-use super::tcp_direct::ahead_of;
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
@@ -372,7 +371,7 @@ impl Engine {
         if segment.payload_len > 0 {
             let end = segment.seq.wrapping_add(length(segment.payload_len));
             self.extent.received(end);
-            if end.wrapping_sub(self.line.furthest).cast_signed() > 0 {
+            if ahead_of(end, self.line.furthest) {
                 self.line.furthest = end;
             }
         }

@@ -9,6 +9,7 @@
 use smoltcp::socket::tcp::State;
 
 use super::Fate;
+use super::tcp_completion::ahead_of;
 use super::tcp_engine::{Engine, length};
 use crate::buf::TxBatch;
 use crate::net::parse::{TcpSegment, tcp_flags};
@@ -79,7 +80,7 @@ impl Engine {
                 (_, false) => Worth::Nothing,
             };
         }
-        let unsent = segment.ack.wrapping_sub(self.line.sent.next).cast_signed() > 0;
+        let unsent = ahead_of(segment.ack, self.line.sent.next);
         let made_up = segment.has(tcp_flags::SYN) || (segment.has(tcp_flags::ACK) && unsent);
         if synchronized && made_up {
             Worth::Doubtful

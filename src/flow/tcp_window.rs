@@ -7,7 +7,7 @@
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::TcpControl;
 
-use super::tcp_completion::stamped;
+use super::tcp_completion::{ahead_of, stamped};
 use super::tcp_direct::{FLAGS, header_of, set_length};
 use super::tcp_engine::{Engine, MAX_HEADERS, RING, RING_SCALE, length};
 use super::tcp_written::Written;
@@ -46,7 +46,7 @@ impl Engine {
         let room = u16::try_from(room).unwrap_or(u16::MAX);
         let reach = self.reach();
         let sent = &mut self.line.sent;
-        let beyond = |reach: &u32| sent.next.wrapping_sub(*reach).cast_signed() > 0;
+        let beyond = |reach: &u32| ahead_of(sent.next, *reach);
         emit::BareSegment {
             ends: self.ends.reversed(),
             // What probed the guest's window is behind what it takes: such a number it would not look at.
@@ -152,7 +152,7 @@ impl Engine {
     /// rest, and a FIN behind what it left out; without its FIN the segment is only one to be repeated.
     pub(super) fn is_beyond_window(&self, segment: &TcpSegment) -> bool {
         let end = segment.seq.wrapping_add(length(segment.payload_len));
-        end.wrapping_sub(self.line.sent.edge).cast_signed() > 0
+        ahead_of(end, self.line.sent.edge)
     }
 
     /// The window less one, if it is too small for a whole segment. An open one is not closed by that,

@@ -3,9 +3,9 @@
 //! A tap has one queue, which a guest can fill faster than anybody reads: a frame costs a microsecond there and here
 //! alike, and some cost ten to answer. What the queue has no room for is lost, whatever it is, and a connection comes
 //! to a stop at one loss in ten. So while connections carry data, of each other kind of frame only so many a second
-//! are taken, and fewer where the processor does not keep up: a filter of the tap (classic BPF, `Documentation/networking/filter.rst`) drops part of the rest
-//! before it is queued, at the cost of who sends it. Comes in: frames as they are read, the time. Goes out: the
-//! filter, when it is to be another.
+//! are taken, and fewer where the processor does not keep up: a filter of the tap (classic BPF,
+//! `Documentation/networking/filter.rst`) drops part of the rest before it is queued, at the cost of who sends it.
+//! Comes in: frames as they are read, the time. Goes out: the filter, when it is to be another.
 
 use std::time::{Duration, Instant};
 
@@ -38,8 +38,8 @@ const MOST: [u64; KINDS] = [10_000, 20_000, 20_000, 40_000, 10_000];
 const COSTLY: [Kind; 2] = [Kind::Datagram, Kind::Control];
 /// How often what is taken of those is halved at most: to 1,250 and 2,500 a second.
 const MOST_STRAIN: u8 = 4;
-/// Windows, in each of which the link ran empty, after which one halving is taken back: two seconds.
-const CALM: u128 = 200;
+/// How long the link runs empty in every window before one halving is taken back.
+const CALM: Duration = Duration::from_secs(2);
 /// How long is counted before anything changes.
 const WINDOW: Duration = Duration::from_millis(10);
 /// So many windows in a row a kind is too much before it is thinned: a crowd that comes at once is no flood.
@@ -67,8 +67,8 @@ pub(super) struct Thinning {
     strain: u8,
     /// Windows in a row in which the processor did not keep up.
     strained: u8,
-    /// How long the link ran empty in every window, counted in windows.
-    calm: u128,
+    /// How long the link has run empty in every window.
+    calm: Duration,
     /// Windows in a row in which a kind was too much.
     over: [u8; KINDS],
     /// The latest flow of datagrams for each place.
@@ -88,7 +88,7 @@ impl Thinning {
             emptied: false,
             strain: 0,
             strained: 0,
-            calm: 0,
+            calm: Duration::ZERO,
             over: [0; KINDS],
             flows: Box::new([0; FLOWS]),
             since: None,
@@ -123,21 +123,22 @@ impl Thinning {
         }
     }
 
-    /// Learns whether the processor keeps up, `rates` being those of each kind in `windows` of time: not where the link
-    /// is never empty, and more begins and ends than is carried on. A crowd of connections that come about carries more
-    /// than it begins. What is changed gets the time of as many windows to show.
-    fn feel_strain(&mut self, windows: u128, rates: [u64; KINDS]) {
+    /// Learns whether the processor keeps up, `rates` being those of each kind in the time that has `elapsed`: not where
+    /// the link is never empty, and more begins and ends than is carried on. A crowd of connections that come about
+    /// carries more than it begins. What is changed gets [`PATIENCE`] to show.
+    fn feel_strain(&mut self, elapsed: Duration, rates: [u64; KINDS]) {
         let costly = COSTLY.map(|kind| self.counts[kind as usize]);
         let costly: u64 = costly.into_iter().sum();
         let much = |kind: Kind| rates[kind as usize] > MOST[kind as usize] >> MOST_STRAIN;
         if self.emptied {
             self.strained = 0;
-            self.calm += windows;
-            let back = u8::try_from(self.calm / CALM).unwrap_or(u8::MAX);
-            self.calm %= CALM;
-            self.strain = self.strain.saturating_sub(back);
+            self.calm += elapsed;
+            while self.strain > 0 && self.calm >= CALM {
+                self.calm -= CALM;
+                self.strain -= 1;
+            }
         } else if costly > self.segments + self.known && COSTLY.into_iter().any(much) {
-            self.calm = 0;
+            self.calm = Duration::ZERO;
             self.strained += 1;
             if self.strained == PATIENCE {
                 self.strained = 0;
@@ -185,7 +186,7 @@ impl Thinning {
             let rates = self
                 .counts
                 .map(|count| count.saturating_mul(1_000_000) / micros);
-            self.feel_strain(elapsed.as_nanos() / WINDOW.as_nanos(), rates);
+            self.feel_strain(elapsed, rates);
             let floods =
                 (0..KINDS).filter(|kind| before[*kind] != ALL || rates[*kind] > self.most(*kind));
             // Several at once share what one would have.

@@ -29,8 +29,9 @@ use line::{Left, Line};
 
 /// Set in tokens of published ports, never in those of flows.
 const LISTENER: u64 = 1 << 63;
-/// Connections that one port may take in one turn, and all ports together.
+/// Connections that one port may take in one turn.
 const BUDGET: usize = 64;
+/// The same for all ports together.
 const ACCEPTS: usize = 256;
 /// Attempts to find a source port that no other client of the gateway's address uses.
 const PORT_ATTEMPTS: usize = 64;

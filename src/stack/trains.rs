@@ -193,17 +193,12 @@ impl<H: Host> Stack<H> {
     /// A socket that is bound to an address or interface says that it is not there: it may be back as another, to
     /// which the socket of the next datagram, or ping, will be bound.
     pub(super) fn has_lost_its_address(&self, ipv6: bool, error: &io::Error) -> bool {
-        let outbound = if ipv6 {
-            &self.config.outbound6
-        } else {
-            &self.config.outbound
-        };
         // That there is no route may be the destination's fault.
         let gone = matches!(
             error.kind(),
             ErrorKind::AddrNotAvailable | ErrorKind::InvalidInput
         ) || error.raw_os_error() == Some(NO_SUCH_DEVICE);
-        outbound.is_some() && gone
+        self.config.outbound_of(ipv6).is_some() && gone
     }
 
     fn exit(&mut self, exit: Exit) -> Option<&mut H::Udp> {

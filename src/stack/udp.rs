@@ -223,15 +223,10 @@ impl<H: Host> Stack<H> {
         guest: SocketAddr,
         to: SocketAddr,
     ) -> Result<Token, Unsent> {
-        let outbound = if guest.is_ipv6() {
-            &self.config.outbound6
-        } else {
-            &self.config.outbound
-        };
         let key = FlowKey::Udp {
             link: wire.link,
             guest,
-            loopback: outbound.is_some() && to.ip().is_loopback(),
+            loopback: self.config.outbound_of(guest.is_ipv6()).is_some() && to.ip().is_loopback(),
         };
         let token = match self.table.find(&key) {
             Some(token) => token,

@@ -1,7 +1,8 @@
 //! Rows 1 to 3: frames that are not what they should be, of every protocol that is spoken.
 //!
 //! In: well-formed frames, each changed in one place or in several. Out: whether anything came of it that
-//! should not have: a panic, a frame that is not well-formed, a socket call to where nothing may go.
+//! should not have: a panic, a frame that is not well-formed, a socket call to where nothing may go. And frames that are as they
+//! should be, but from another Ethernet address than those before.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,7 +1,7 @@
-//! Rows 14 to 16: ends that do not read.
+//! Rows 14 to 16: ends that do not read, and one that would be told of a larger window than there is.
 //!
 //! In: a thousand connections whose guest, or whose host, takes nothing for ten minutes or for ever. Out:
-//! what each of them holds meanwhile, that the other end is held back, and that nothing was lost.
+//! what each of them holds meanwhile, that the other end is held back, and that nothing was lost or invented.
 
 use std::net::SocketAddr;
 
