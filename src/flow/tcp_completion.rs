@@ -200,7 +200,7 @@ pub(super) fn word(tcp: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]])
 }
 
-/// One sequence number is behind another in the stream, by less than half of them all (RFC 9293 3.4).
+/// Whether `one` comes after `other` in the stream, by less than half of all sequence numbers (RFC 9293 3.4).
 pub(super) const fn ahead_of(one: u32, other: u32) -> bool {
     one.wrapping_sub(other).cast_signed() > 0
 }
