@@ -115,6 +115,30 @@ fn network_is_complete_when_ready_is_said() {
     assert!(lo.is_some_and(|line| line.contains("UP")), "{shown}");
 }
 
+/// What `tc` says of an interface's queueing discipline.
+fn discipline(guest: &Guest, interface: &str) -> String {
+    let shown = guest.run("tc", &["qdisc", "show", "dev", interface]);
+    shown.output()
+}
+
+/// For a tap of several queues the kernel would make 256 disciplines, with memory for all of them.
+#[test]
+fn nothing_queues_in_front_of_the_tap_but_what_somebody_chose() {
+    for workers in ["1", "3"] {
+        let net = Net::up(&["--workers", workers]);
+        let shown = discipline(&net.guest, "tap0");
+        assert!(shown.starts_with("qdisc noqueue"), "{shown}");
+    }
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let script = "ip tuntap add dev tap0 mode tap; tc qdisc add dev tap0 root pfifo limit 77";
+    guest.run("sh", &["-ec", script]).output();
+    let _tapgate = Attached::start(&world, &["--workers", "1", &guest.pid().to_string()]);
+    let shown = discipline(&guest, "tap0");
+    assert!(shown.contains("limit 77p"), "{shown}");
+    assert_connected(&world, &guest);
+}
+
 #[test]
 fn sigterm_ends_it_with_success() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {

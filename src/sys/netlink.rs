@@ -1,6 +1,6 @@
 //! Interfaces, addresses and routes of the present network namespace, by rtnetlink(7).
 //!
-//! Four requests are all that is needed, so the messages are written here. Comes in: an interface
+//! Five requests are all that is needed, so the messages are written here. Comes in: an interface
 //! index and what it is to have. Goes out: nothing, or the kernel's error.
 
 use std::io;
@@ -126,6 +126,25 @@ impl Netlink {
             Some(error) => Err(io::Error::from_raw_os_error(error.saturating_neg())),
             None => Err(io::ErrorKind::InvalidData.into()),
         }
+    }
+
+    /// Lets an interface have each packet at once: no queueing discipline is in between (tc(8)).
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn queue_nothing(&mut self, index: u32) -> io::Result<()> {
+        /// `TC_H_ROOT` of linux/pkt_sched.h, and `TCA_KIND` of linux/rtnetlink.h.
+        const ROOT: u32 = u32::MAX;
+        const KIND: u16 = 1;
+        // struct tcmsg: family, padding, interface, handle, parent, info.
+        let mut body = vec![0; 4];
+        body.extend(index.to_ne_bytes());
+        body.extend(0_u32.to_ne_bytes());
+        body.extend(ROOT.to_ne_bytes());
+        body.extend(0_u32.to_ne_bytes());
+        let flags = bits(libc::NLM_F_CREATE | libc::NLM_F_REPLACE);
+        let request = Request::new(libc::RTM_NEWQDISC, flags, &body).attribute(KIND, b"noqueue\0");
+        self.call(request)
     }
 
     /// Brings an interface up, with what is to be changed on it.
