@@ -1,18 +1,19 @@
-//! The one loop that moves frames and events; the only place on the data path that awaits.
+//! The loop that moves frames and events, turn by turn.
 //!
 //! Owns the link, the host, the stack and both batches. Where several of them serve one network, what is
 //! another's is handed over after a turn. A turn reads the clock once, takes a batch
 //! of frames, a batch of events and what is overdue, lets the flows move bytes, and sends what was
-//! produced. Every batch is bounded, so no flow keeps the others waiting for longer than a turn.
+//! produced. Every batch is bounded, so no flow keeps the others waiting for longer than a turn. When to take the
+//! next turn is `carrier.rs`'s to know.
 
 use std::io;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::buf::{RxBatch, TxBatch};
-use crate::busy_poll::BusyPoll;
 use crate::config::Publish;
 use crate::control::Command;
 use crate::handover::Handover;
@@ -32,15 +33,11 @@ const TX_FRAMES: usize = 512;
 const TX_BYTES: usize = 256 * 1024;
 /// Things from other workers that are taken in one turn.
 const TURN_HANDED: usize = 128;
-/// Busy turns in a row before signals and commands get a hearing.
-const BUSY_TURNS: u32 = 16;
 /// More bytes than this in a turn are bulk: whoever carries that has better use for the processor than
 /// looking for more.
 const BULK: u64 = 32 * 1024;
 /// A loop with something to do says so often what it holds, to who wants to hear everything.
 const BETWEEN_SIZES: stack::Duration = stack::Duration::from_secs(10);
-/// How long to sleep when there is no deadline at all.
-const NO_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// Why the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,28 +50,65 @@ pub enum Ended {
 
 /// What a turn left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+pub enum Next {
     /// More, at once.
     Again,
     /// Nothing until something happens, or this time comes.
-    Wait(Option<stack::Instant>),
+    Wait(Option<Instant>),
 }
 
 /// What came of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Turned {
-    next: Next,
+pub struct Turned {
+    /// What is left to do.
+    pub next: Next,
     /// A frame or an event had come.
-    moved: bool,
+    pub moved: bool,
     /// Many bytes went on.
-    bulk: bool,
+    pub bulk: bool,
+}
+
+impl Turned {
+    /// Of no turn at all.
+    pub const NOTHING: Self = Self {
+        next: Next::Wait(None),
+        moved: false,
+        bulk: false,
+    };
+
+    /// Of two turns.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let next = match (self.next, other.next) {
+            (Next::Wait(one), Next::Wait(other)) => {
+                Next::Wait([one, other].into_iter().flatten().min())
+            }
+            (Next::Again, _) | (_, Next::Again) => Next::Again,
+        };
+        Self {
+            next,
+            moved: self.moved || other.moved,
+            bulk: self.bulk || other.bulk,
+        }
+    }
 }
 
 /// What a turn could not do without.
 #[derive(Debug)]
-enum Failed {
+pub enum Failed {
+    /// The link is gone.
     Link(io::Error),
+    /// Events can't be asked for.
     Poller(io::Error),
+}
+
+/// Why a loop was woken.
+#[derive(Debug)]
+pub enum Woken {
+    /// It is told something, or nobody is left to tell it anything.
+    Told(Option<Command>),
+    /// There may be something to do.
+    Ready,
 }
 
 /// What comes to a loop from within the process.
@@ -95,22 +129,16 @@ pub struct EventLoop<L> {
     rx: RxBatch,
     tx: TxBatch,
     events: Vec<crate::host::Event>,
-    busy_poll: BusyPoll,
+    /// The runtime of the thread that carries it tells it of what comes.
+    settled: bool,
     /// When what the stack holds is told next.
     tells_at: stack::Instant,
 }
 
 impl<L: Link> EventLoop<L> {
-    /// A loop over these. For no longer than `busy_poll` it looks for more
-    /// before it sleeps.
+    /// A loop over these.
     #[must_use]
-    pub fn new(
-        link: L,
-        host: KernelHost,
-        stack: Stack<KernelHost>,
-        incoming: Incoming,
-        busy_poll: Duration,
-    ) -> Self {
+    pub fn new(link: L, host: KernelHost, stack: Stack<KernelHost>, incoming: Incoming) -> Self {
         Self {
             link,
             host,
@@ -120,7 +148,7 @@ impl<L: Link> EventLoop<L> {
             rx: RxBatch::new(RX_FRAMES, RX_BYTES),
             tx: TxBatch::new(TX_FRAMES, TX_BYTES),
             events: Vec::with_capacity(256),
-            busy_poll: BusyPoll::new(busy_poll),
+            settled: true,
             tells_at: stack::Instant::ZERO,
         }
     }
@@ -154,80 +182,54 @@ impl<L: Link> EventLoop<L> {
         }
     }
 
-    /// Runs until told to stop or the link is gone.
-    ///
-    /// # Errors
-    /// When the poller fails.
-    pub async fn run(mut self) -> io::Result<Ended> {
-        let sleep = tokio::time::sleep(NO_DEADLINE);
-        tokio::pin!(sleep);
-        let mut busy = 0;
-        loop {
-            let turned = self.turn(Look::WhenTold);
-            let looks = matches!(turned, Ok(turned) if !turned.bulk);
-            let next = turned.and_then(|turned| {
-                if looks {
-                    self.look(turned.next)
-                } else {
-                    Ok(turned.next)
-                }
-            });
-            let pauses = looks && matches!(next, Ok(Next::Wait(_)));
-            match next {
-                Ok(Next::Again) if busy < BUSY_TURNS => {
-                    busy += 1;
-                    continue;
-                }
-                // Signals and timers of others are served in between, then it goes on.
-                Ok(Next::Again) => {
-                    tokio::task::yield_now().await;
-                    sleep.as_mut().reset(self.epoch);
-                }
-                Ok(Next::Wait(at)) => sleep.as_mut().reset(self.wake_at(at)),
-                Err(Failed::Link(error)) => {
-                    tracing::debug!(%error, "link gone");
-                    return Ok(Ended::LinkGone);
-                }
-                Err(Failed::Poller(error)) => return Err(error),
-            }
-            busy = 0;
-            let asleep = Instant::now();
-            tokio::select! {
-                biased;
-                command = self.incoming.commands.recv() => if self.obey(command) { return Ok(Ended::Stopped) },
-                ready = self.link.readable() => ready?,
-                ready = self.host.readable() => ready?,
-                () = self.incoming.handover.arrived() => {}
-                () = &mut sleep => {}
-            }
-            if pauses {
-                self.busy_poll.slept(asleep.elapsed());
-            }
-        }
+    /// Its worker's number, from 0.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        self.incoming.handover.index()
     }
 
-    /// Looks for more for a while, if there is nothing to do; what comes is done at once.
-    fn look(&mut self, mut next: Next) -> Result<Next, Failed> {
-        let since = Instant::now();
-        while let Next::Wait(_) = next
-            && since.elapsed() < self.busy_poll.window()
-        {
-            // Who waits for this processor may be the one that is waited for.
-            std::thread::yield_now();
-            let turned = self.turn(Look::Anyway)?;
-            if turned.moved {
-                return Ok(Next::Again);
+    /// It goes to another thread next.
+    pub fn leave(&mut self) {
+        self.link.leave();
+        self.host.leave();
+        self.settled = false;
+    }
+
+    /// It is in this thread now, whose runtime is to tell it of what comes; true when that does. Until then every turn
+    /// looks for itself.
+    pub fn settle(&mut self) -> bool {
+        if !self.settled {
+            let settled = self.link.settle().and_then(|()| self.host.settle());
+            if let Err(error) = &settled {
+                tracing::debug!(worker = self.index(), %error, "not told of what comes");
             }
-            next = turned.next;
+            self.settled = settled.is_ok();
         }
-        Ok(next)
+        self.settled
+    }
+
+    /// Has the task woken when there is something to do for this loop.
+    ///
+    /// # Errors
+    /// When the runtime goes away.
+    pub fn poll_woken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Woken>> {
+        if let Poll::Ready(command) = self.incoming.commands.poll_recv(cx) {
+            return Poll::Ready(Ok(Woken::Told(command)));
+        }
+        let ready = [
+            self.link.poll_readable(cx),
+            self.host.poll_readable(cx),
+            self.incoming.handover.poll_arrived(cx).map(Ok),
+        ];
+        let ready = ready.into_iter().find(Poll::is_ready);
+        ready.map_or(Poll::Pending, |ready| ready.map_ok(|()| Woken::Ready))
     }
 
     /// One turn.
     ///
     /// # Errors
     /// When the link or the poller is gone.
-    fn turn(&mut self, look: Look) -> Result<Turned, Failed> {
+    pub fn turn(&mut self, look: Look) -> Result<Turned, Failed> {
         let now = now(self.epoch);
         let spliced = self.stack.counters().bytes_spliced;
         let (mut frames, mut bytes, mut more_frames) = (0, 0, true);
@@ -290,22 +292,19 @@ impl<L: Link> EventLoop<L> {
         let next = if again {
             Next::Again
         } else {
-            Next::Wait(self.stack.poll_timeout())
+            Next::Wait(self.stack.poll_timeout().map(|at| self.wake_at(at)))
         };
         Ok(Turned { next, moved, bulk })
     }
 
     /// The runtime's time for a time of the stack.
-    fn wake_at(&self, at: Option<stack::Instant>) -> Instant {
-        match at.map(|at| u64::try_from(at.total_micros())) {
-            Some(Ok(micros)) => self.epoch + Duration::from_micros(micros),
-            Some(Err(_)) => self.epoch,
-            None => Instant::now() + NO_DEADLINE,
-        }
+    fn wake_at(&self, at: stack::Instant) -> Instant {
+        let micros = u64::try_from(at.total_micros()).unwrap_or(0);
+        self.epoch + Duration::from_micros(micros)
     }
 
     /// Does what it is told; true when that is to stop. Whoever asked may be gone by now.
-    fn obey(&mut self, command: Option<Command>) -> bool {
+    pub fn obey(&mut self, command: Option<Command>) -> bool {
         match command {
             Some(Command::Publish { rule, reply }) => {
                 let _ = reply.send(self.stack.publish(&mut self.host, rule));

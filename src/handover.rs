@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc;
 
@@ -96,11 +97,18 @@ impl<H: Host> Handover<H> {
         Some(handed)
     }
 
-    /// Waits until there is something to take.
-    pub async fn arrived(&mut self) {
+    /// Has the task woken when there is something to take.
+    pub fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.next.is_none() {
-            self.next = self.inbox.recv().await;
+            self.next = ready!(self.inbox.poll_recv(cx));
         }
+        Poll::Ready(())
+    }
+
+    /// The number of the worker that it is of.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        self.index
     }
 }
 

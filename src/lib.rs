@@ -5,8 +5,9 @@
 //! - [`cli`] reads a command line and ends in a [`config::Config`];
 //! - [`session`] does what was asked for, stage by stage;
 //! - [`setup`] makes namespaces, the tap and its addresses, once, and then the sandbox;
-//! - [`event_loop`] then moves frames and events, for as long as the network lives; [`workers`] are more
-//!   of them, and [`handover`] is what they hand to one another;
+//! - [`event_loop`] then moves frames and events, turn by turn, for as long as the network lives, and [`carrier`] is
+//!   the thread that it does so in; [`workers`] are more threads, [`lending`] says which of them carries which loop,
+//!   and [`handover`] is what loops hand to one another;
 //! - [`control`] serves the API and listens for signals and the end of the target;
 //! - [`stack`] is the gateway that the guest believes in, a pure struct; [`flow`] holds its
 //!   conversations, [`net`] the packets, [`buf`] the memory in between;
@@ -16,6 +17,7 @@
 
 pub mod buf;
 pub mod busy_poll;
+pub mod carrier;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -23,6 +25,7 @@ pub mod event_loop;
 pub mod flow;
 pub mod handover;
 pub mod host;
+pub mod lending;
 pub mod link;
 pub mod log;
 pub mod net;

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::buf::{LinkId, TxCapabilities};
+use crate::carrier::Carrier;
 use crate::cli::job::{self, Attachment, Edge, Names};
 use crate::config::{Config, Dns};
 use crate::control::lifecycle::{Attached, Line, Running};
@@ -29,6 +30,7 @@ use crate::handover::Handover;
 use crate::host::kernel::{KernelHost, reaches_ipv6};
 use crate::host::resolv_conf::Source;
 use crate::host::resolv_text::{Asked, TextFile};
+use crate::lending::Lending;
 use crate::link::Link;
 use crate::link::seqpacket::SeqpacketLink;
 use crate::link::tap::TapLink;
@@ -185,8 +187,7 @@ fn event_loop<L: Link>(
     };
     let seed = memory::entropy().context("reading entropy")?;
     let stack = Stack::worker(Arc::clone(config), info, seed, part.place);
-    let busy_poll = config.busy_poll;
-    Ok(EventLoop::new(link, host, stack, part.incoming, busy_poll))
+    Ok(EventLoop::new(link, host, stack, part.incoming))
 }
 
 /// The first worker's loop, which listens at the published ports.
@@ -224,33 +225,48 @@ fn outbound_step(option: &str, config: &Config) -> String {
     )
 }
 
-/// The last step before packets flow: from here on nothing can be opened. The other workers start on the way,
-/// each over a queue of the tap.
-fn enter_sandbox(plan: &Plan, others: Vec<(OwnedFd, Part)>) -> Result<Crew> {
-    let (sandbox, option) = (plan.sandbox, plan.names.no_sandbox);
+/// The loops of all workers: the first one's, and one over each of the other queues of the tap.
+fn all_loops(
+    plan: &Plan,
+    mut queues: impl Iterator<Item = (OwnedFd, Part)>,
+) -> Result<Vec<EventLoop<TapLink>>> {
+    let (tap, part) = queues.next().context("the tap has no queue")?;
+    let first = first_loop(plan, first_tap_link(tap)?, part)?;
+    let others =
+        queues.map(|(tap, part)| event_loop((&plan.config, plan.reserve), tap_link(tap)?, part));
+    std::iter::once(Ok(first)).chain(others).collect()
+}
+
+/// The last step before packets flow: from here on nothing can be opened. Gives the first thread's part, which carries
+/// all loops for now, and the threads that may carry the others, which start on the way.
+fn enter_sandbox<L: Link + Send + 'static>(
+    plan: &Plan,
+    loops: Vec<EventLoop<L>>,
+) -> Result<(Carrier<L>, Crew)> {
+    let (sandbox, option, busy_poll) = (plan.sandbox, plan.names.no_sandbox, plan.config.busy_poll);
     // Everybody who shares standard error has started by now, and files can still be opened.
     log::detach();
     sandbox::confine(sandbox).context(option)?;
     let crew = Crew::default();
-    for (tap, part) in others {
-        let (config, reserve) = (Arc::clone(&plan.config), plan.reserve);
-        let name = format!("tapgate-{}", part.place.index);
+    let mut lendings = Lending::between(loops.len()).into_iter();
+    let first = lendings.next().context("there is no worker")?;
+    for (index, lending) in (1..).zip(lendings) {
         crew.start(
-            name,
-            move || event_loop((&config, reserve), tap_link(tap)?, part),
+            format!("tapgate-{index}"),
+            move || Ok(Carrier::new(Vec::new(), lending, busy_poll)),
             move || sandbox::filter(sandbox).context(option),
         )?;
     }
     sandbox::filter(sandbox).context(option)?;
     #[cfg(debug_assertions)]
     crate::setup::escape::attempt();
-    Ok(crew)
+    Ok((Carrier::new(loops, first, busy_poll), crew))
 }
 
-/// Runs the loop until `over` is, and the API beside it.
+/// Carries packets until `over` is, and serves the API beside it.
 fn serve<L: Link, T: Send + 'static>(
     runtime: &Runtime,
-    (event_loop, mut crew): (EventLoop<L>, Crew),
+    (carrier, mut crew): (Carrier<L>, Crew),
     commands: mpsc::Sender<Command>,
     plan: Plan,
     over: impl Future<Output = std::io::Result<T>> + Send + 'static,
@@ -275,7 +291,7 @@ fn serve<L: Link, T: Send + 'static>(
             });
         }
         let ended = tokio::select! {
-            ended = event_loop.run() => ended,
+            ended = carrier.run() => ended,
             ended = crew.ended() => ended,
         };
         let ended = ended.context("carrying packets")?;
@@ -329,12 +345,10 @@ pub fn command(
         line: Line::new(broker)?,
     };
     let parts = parts(made.taps.len(), commands, resolver, made.opener)?;
-    let mut queues = made.taps.into_iter().zip(parts);
-    let (tap, part) = queues.next().context("the tap has no queue")?;
-    let event_loop = first_loop(&plan, first_tap_link(tap)?, part)?;
-    let crew = enter_sandbox(&plan, queues.collect())?;
+    let loops = all_loops(&plan, made.taps.into_iter().zip(parts))?;
+    let carriers = enter_sandbox(&plan, loops)?;
     running.line.begin().context("starting the command")?;
-    let ended = serve(&runtime, (event_loop, crew), stop, plan, running.over())?;
+    let ended = serve(&runtime, carriers, stop, plan, running.over())?;
     let (status, _line) = ended.context("the tap inside was taken away")?;
     Ok(status)
 }
@@ -399,19 +413,17 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     let ready = Ready(ready_fd);
     let (stop, commands) = mpsc::channel(COMMANDS);
     let parts = parts(served.taps.len().max(1), commands, resolver, served.openers)?;
-    let mut parts = parts.into_iter();
-    let part = parts.next().context("there is no worker")?;
-    let mut taps = served.taps.into_iter();
-    if let Some(tap) = taps.next() {
-        let event_loop = first_loop(&plan, first_tap_link(tap)?, part)?;
-        let crew = enter_sandbox(&plan, taps.zip(parts).collect())?;
-        serve_attached(&runtime, (event_loop, crew), (plan, stop), attached, ready)
+    if !served.taps.is_empty() {
+        let loops = all_loops(&plan, served.taps.into_iter().zip(parts))?;
+        let carriers = enter_sandbox(&plan, loops)?;
+        serve_attached(&runtime, carriers, (plan, stop), attached, ready)
     } else if let Some(frames) = frames {
+        let part = parts.into_iter().next().context("there is no worker")?;
         let link = SeqpacketLink::new(LinkId(0), frames).context("taking over the socket")?;
         let link = (link, (TxCapabilities::default(), None));
-        let event_loop = first_loop(&plan, link, part)?;
-        let crew = enter_sandbox(&plan, Vec::new())?;
-        serve_attached(&runtime, (event_loop, crew), (plan, stop), attached, ready)
+        let loops = vec![first_loop(&plan, link, part)?];
+        let carriers = enter_sandbox(&plan, loops)?;
+        serve_attached(&runtime, carriers, (plan, stop), attached, ready)
     } else {
         anyhow::bail!("there is nothing to exchange frames by")
     }
@@ -419,14 +431,14 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
 
 fn serve_attached<L: Link>(
     runtime: &Runtime,
-    (mut event_loop, crew): (EventLoop<L>, Crew),
+    (mut carrier, crew): (Carrier<L>, Crew),
     (plan, stop): (Plan, mpsc::Sender<Command>),
     attached: Attached,
     ready: Ready,
 ) -> Result<u8> {
-    event_loop.begin().context("polling sockets")?;
+    carrier.begin().context("polling sockets")?;
     ready.tell()?;
-    let over = serve(runtime, (event_loop, crew), stop, plan, attached.over())?;
+    let over = serve(runtime, (carrier, crew), stop, plan, attached.over())?;
     let reason = over.as_ref().map_or("link gone", |(reason, _)| reason);
     tracing::info!(reason, "over");
     Ok(0)

@@ -1,6 +1,6 @@
-//! The workers beside the first: a thread each, with a loop of its own.
+//! The threads beside the first, each of which carries the loop of a worker where that is worth it.
 //!
-//! Comes in: how to make a loop, and the last step before packets flow. Goes out: word of a worker that has
+//! Comes in: how to make what a thread runs, and the last step before packets flow. Goes out: word of a thread that has
 //! ended, which is the end of all: its flows can't be served any more. Threads are started once
 //! everything is given up that can be given up before, since what they inherit nobody can give up for them.
 
@@ -14,7 +14,8 @@ use anyhow::{Context, Result, anyhow};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
-use crate::event_loop::{Ended, EventLoop};
+use crate::carrier::Carrier;
+use crate::event_loop::Ended;
 use crate::link::Link;
 
 /// The runtime of one worker, the first included.
@@ -45,7 +46,7 @@ impl Default for Crew {
 }
 
 impl Crew {
-    /// Starts a worker with a name; returns when it is ready to carry packets. `prepare` is called in its thread
+    /// Starts a thread with a name; returns when it is ready to carry packets. `prepare` is called in it
     /// and may make what belongs there; `confine` after that, as the last step.
     ///
     /// # Errors
@@ -53,14 +54,14 @@ impl Crew {
     pub fn start<L: Link>(
         &self,
         name: String,
-        prepare: impl FnOnce() -> Result<EventLoop<L>> + Send + 'static,
+        prepare: impl FnOnce() -> Result<Carrier<L>> + Send + 'static,
         confine: impl FnOnce() -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let (answer, answered) = answers::channel();
         let end = self.end.clone();
         let work = move || {
             let made = make(prepare).and_then(|made| confine().map(|()| made));
-            let (runtime, event_loop) = match made {
+            let (runtime, carrier) = match made {
                 Ok(made) => made,
                 Err(error) => {
                     let _ = answer.send(Err(error));
@@ -69,7 +70,7 @@ impl Crew {
             };
             let _ = answer.send(Ok(()));
             // Whatever state a panic leaves behind is not looked at again.
-            let run = AssertUnwindSafe(|| runtime.block_on(event_loop.run()));
+            let run = AssertUnwindSafe(|| runtime.block_on(carrier.run()));
             let ended = catch_unwind(run).unwrap_or_else(|panic| Err(told(&*panic)));
             let _ = end.try_send(ended);
             // What a thread does at its end the filter has no calls for; the process ends soon.
@@ -82,7 +83,7 @@ impl Crew {
         answered.recv().context("a worker ended early")?
     }
 
-    /// Waits until a worker has ended; for ever where there are none.
+    /// Waits until a thread has ended; for ever where there are none.
     ///
     /// # Errors
     /// Why it could not go on.
@@ -94,15 +95,13 @@ impl Crew {
     }
 }
 
-/// A loop, and the runtime that it was made in.
-fn make<L: Link>(
-    prepare: impl FnOnce() -> Result<EventLoop<L>>,
-) -> Result<(Runtime, EventLoop<L>)> {
+/// What a thread runs, and the runtime that it was made in.
+fn make<L: Link>(prepare: impl FnOnce() -> Result<Carrier<L>>) -> Result<(Runtime, Carrier<L>)> {
     let runtime = runtime()?;
     let inside = runtime.enter();
-    let event_loop = prepare()?;
+    let carrier = prepare()?;
     drop(inside);
-    Ok((runtime, event_loop))
+    Ok((runtime, carrier))
 }
 
 /// What a panic said.
@@ -120,7 +119,7 @@ mod tests {
     #[test]
     fn a_worker_that_can_not_begin_says_why() {
         let crew = Crew::default();
-        let nothing = || Err::<EventLoop<SeqpacketLink>, _>(anyhow!("no luck"));
+        let nothing = || Err::<Carrier<SeqpacketLink>, _>(anyhow!("no luck"));
         let failed = crew.start("worker".into(), nothing, || Ok(()));
         assert_eq!(failed.unwrap_err().to_string(), "no luck");
     }

@@ -44,6 +44,47 @@ fn every_byte_of_many_streams_arrives_both_ways() {
     }
 }
 
+/// How often a thread of tapgate's has gone to sleep (proc(5)).
+fn naps(net: &Net, thread: &str) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", net.tapgate.pid())).unwrap();
+    let status = tasks
+        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        .find(|status| status.starts_with(&format!("Name:\t{thread}\n")));
+    let status = status.unwrap();
+    let naps = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    naps.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn one_thread_does_while_there_is_time_and_several_where_there_is_none() {
+    let net = net("2");
+    let echo = serve::tcp_echo(net.world.listen(at(LOOPBACK, 0)).unwrap());
+    // The kernel deals them to both queues.
+    let wait_for_calm = || {
+        wait_until("the second thread to have nothing to do", SOON, || {
+            let before = naps(&net, "tapgate-1");
+            for _ in 0..20 {
+                net.guest.connect(at(GATEWAY, echo.port())).unwrap();
+            }
+            (naps(&net, "tapgate-1") == before).then_some(before)
+        })
+    };
+    let calm = wait_for_calm();
+    let server = server(net.world.listen(at(LOOPBACK, 0)).unwrap());
+    wait_until("the first thread to have no time", SOON, || {
+        transfer(
+            &net.guest,
+            at(GATEWAY, server.port()),
+            Way::Up,
+            (8, 64 * MIB),
+        );
+        (naps(&net, "tapgate-1") > calm).then_some(())
+    });
+    wait_for_calm();
+}
+
 #[test]
 fn every_thread_gives_up_what_one_gives_up() {
     let net = net("3");

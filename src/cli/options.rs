@@ -123,8 +123,9 @@ pub struct Options {
     /// that was never answered, or idle the longest, gives way
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_UDP_PORTS, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_udp_ports: u32,
-    /// Threads that carry packets, each with a queue of the tap and its share of the limits (1 to 8) [default: 1
-    /// below four processors or where the tap is there already and has one queue, else half of them, at most 4]
+    /// Threads that carry packets, each with a queue of the tap and its share of the limits (1 to 8); the first does the
+    /// work of all while it has time [default: 1 below four processors or where the tap is there already and has one
+    /// queue, else half of them, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS))]
     pub workers: Option<u8>,
     /// Look for packets for up to so many microseconds before going to sleep, while they come closer

@@ -9,8 +9,8 @@
 //! and Hahne 1998): who holds more gets no more until it has drained, who holds less does, and a part is
 //! always left for newcomers. Below its share a ring is written freely; beyond, one segment at a time.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::tcp_engine::{RING, length};
 
@@ -24,8 +24,8 @@ const FIRST_WINDOW: u32 = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
-    held: Cell<usize>,
-    engines: Cell<usize>,
+    held: AtomicUsize,
+    engines: AtomicUsize,
 }
 
 impl Budget {
@@ -33,13 +33,13 @@ impl Budget {
     pub(super) const fn new(limit: usize) -> Self {
         Self {
             limit,
-            held: Cell::new(0),
-            engines: Cell::new(0),
+            held: AtomicUsize::new(0),
+            engines: AtomicUsize::new(0),
         }
     }
 
-    const fn free(&self) -> usize {
-        self.limit.saturating_sub(self.held.get())
+    fn free(&self) -> usize {
+        self.limit.saturating_sub(self.held())
     }
 
     /// Bytes that one ring may hold, as things are.
@@ -53,20 +53,20 @@ impl Budget {
     }
 
     /// Bytes that rings hold, those of engines that wait to be used included.
-    pub(super) const fn held(&self) -> usize {
-        self.held.get()
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Engines that exist.
-    pub(super) const fn engines(&self) -> usize {
-        self.engines.get()
+    pub(super) fn engines(&self) -> usize {
+        self.engines.load(Ordering::Relaxed)
     }
 }
 
 /// How far the two rings of an engine have been written to.
 #[derive(Debug)]
 pub(super) struct Extent {
-    budget: Rc<Budget>,
+    budget: Arc<Budget>,
     /// The sequence number that stands at the start of the receive ring, until it wraps.
     begin: u32,
     /// Bytes that came past the receive ring, as far as they matter: at most [`RING`].
@@ -80,10 +80,10 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    pub(super) fn new(budget: &Rc<Budget>) -> Self {
-        budget.engines.set(budget.engines() + 1);
+    pub(super) fn new(budget: &Arc<Budget>) -> Self {
+        budget.engines.fetch_add(1, Ordering::Relaxed);
         Self {
-            budget: Rc::clone(budget),
+            budget: Arc::clone(budget),
             begin: 0,
             skipped: 0,
             rx: 0,
@@ -172,7 +172,7 @@ impl Extent {
         if reach > self.rx && self.rx < RING {
             let more = reach.min(RING) - self.rx;
             self.rx += more;
-            self.budget.held.set(self.budget.held() + more);
+            self.budget.held.fetch_add(more, Ordering::Relaxed);
         }
     }
 
@@ -185,15 +185,15 @@ impl Extent {
         if reach > self.tx {
             let more = reach.min(RING) - self.tx;
             self.tx += more;
-            self.budget.held.set(self.budget.held() + more);
+            self.budget.held.fetch_add(more, Ordering::Relaxed);
         }
     }
 }
 
 impl Drop for Extent {
     fn drop(&mut self) {
-        self.budget.held.set(self.budget.held() - self.held());
-        self.budget.engines.set(self.budget.engines() - 1);
+        self.budget.held.fetch_sub(self.held(), Ordering::Relaxed);
+        self.budget.engines.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -214,7 +214,7 @@ mod tests {
             taken in 0..2 * length(RING),
             segment in 0..70_000_u32,
         ) {
-            let budget = Rc::new(Budget::new(limit));
+            let budget = Arc::new(Budget::new(limit));
             let mut extent = Extent::new(&budget);
             extent.begin_at(begin);
             extent.received(begin.wrapping_add(length(held)));
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_counted_once() {
-        let budget = Rc::new(Budget::new(64 * RING));
+        let budget = Arc::new(Budget::new(64 * RING));
         let mut extent = Extent::new(&budget);
         extent.begin_at(u32::MAX);
         extent.received(99);
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn shares_shrink_alike_and_never_end() {
-        let budget = Rc::new(Budget::new(8 * RING));
+        let budget = Arc::new(Budget::new(8 * RING));
         let mut extents: Vec<_> = (0..200).map(|_| Extent::new(&budget)).collect();
         for _ in 0..1000 {
             for extent in &mut extents {
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_ring_holds_no_more_than_its_size() {
-        let budget = Rc::new(Budget::new(64 * RING));
+        let budget = Arc::new(Budget::new(64 * RING));
         let mut extent = Extent::new(&budget);
         for round in 0..5_u32 {
             extent.received(round * 500_000);

@@ -5,7 +5,7 @@
 //! while is freed. Comes in: the time. Goes out: engines, or none where there is no memory.
 
 use std::net::IpAddr;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::tcp_engine::{Engine, Path, RING};
 use super::tcp_memory::{Budget, Extent};
@@ -29,7 +29,7 @@ const WARM_TIME: Duration = Duration::from_secs(2);
 )]
 /// All engines that no connection has at the moment.
 pub struct EnginePool {
-    budget: Rc<Budget>,
+    budget: Arc<Budget>,
     /// There may be as many, in use or warm.
     most: usize,
     warm: Vec<Box<Engine>>,
@@ -44,7 +44,7 @@ impl EnginePool {
     #[must_use]
     pub fn new(limit: usize, space: usize) -> Self {
         Self {
-            budget: Rc::new(Budget::new(limit)),
+            budget: Arc::new(Budget::new(limit)),
             most: (space / (2 * RING)).max(1),
             warm: Vec::new(),
             least: 0,

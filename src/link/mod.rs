@@ -11,6 +11,7 @@ mod thinning;
 pub mod vnet;
 
 use std::io;
+use std::task::{Context, Poll};
 
 use crate::buf::{RxBatch, TxBatch};
 
@@ -18,8 +19,20 @@ pub use crate::sys::readiness::Look;
 
 /// A source and sink of frames.
 pub trait Link {
-    /// Waits until there may be frames to receive.
-    fn readable(&self) -> impl Future<Output = io::Result<()>>;
+    /// Has the task woken when there may be frames to receive, and says whether there may be some now.
+    ///
+    /// # Errors
+    /// When the runtime goes away.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// It goes to another thread next: no runtime is to wake anybody for it.
+    fn leave(&mut self);
+
+    /// It is in this thread now, whose runtime is to wake it. Before that it can be used all the same.
+    ///
+    /// # Errors
+    /// When the runtime has no room; then nothing has changed.
+    fn settle(&mut self) -> io::Result<()>;
 
     /// Adds frames to the batch until it is full or there are none; true when there may be more.
     ///

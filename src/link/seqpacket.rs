@@ -7,16 +7,16 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Sleep, sleep};
 
 use super::{Link, Look};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch};
 use crate::sys::fd;
-use crate::sys::readiness::{try_read, watch};
+use crate::sys::readiness::Watched;
 use crate::sys::socket::lacks_means;
 
 /// How long nobody is accepted after the system had no means to.
@@ -26,10 +26,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct SeqpacketLink {
     id: LinkId,
-    socket: AsyncFd<File>,
+    socket: Watched<File>,
     connected: bool,
-    /// Nobody is accepted before this time.
-    pause_until: Option<Instant>,
+    /// Nobody is accepted before this is over.
+    pause: Option<Pin<Box<Sleep>>>,
     lost: u64,
 }
 
@@ -41,9 +41,9 @@ impl SeqpacketLink {
     pub fn new(id: LinkId, socket: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             id,
-            socket: watch(File::from(socket))?,
+            socket: Watched::new(File::from(socket))?,
             connected: false,
-            pause_until: None,
+            pause: None,
             lost: 0,
         })
     }
@@ -53,13 +53,15 @@ impl SeqpacketLink {
         if self.connected {
             return Ok(true);
         }
-        if self.pause_until.is_some_and(|at| Instant::now() < at) {
+        if self.pause.as_ref().is_some_and(|pause| !pause.is_elapsed()) {
             return Ok(false);
         }
-        self.pause_until = None;
-        let accepted = self.socket.try_io(Interest::READABLE, fd::accept);
+        self.pause = None;
+        let accepted = self
+            .socket
+            .try_read(Look::WhenTold, |socket| fd::accept(socket));
         // One that can't be watched is gone; the next may be.
-        match accepted.and_then(|socket| watch(File::from(socket))) {
+        match accepted.and_then(|socket| Watched::new(File::from(socket))) {
             Ok(socket) => {
                 self.socket = socket;
                 self.connected = true;
@@ -76,7 +78,7 @@ impl SeqpacketLink {
             // Who waits is still there when there are means again; who was accepted has to come again.
             Err(error) if lacks_means(&error) => {
                 tracing::warn!(%error, "nobody can be accepted for now");
-                self.pause_until = Some(Instant::now() + PAUSE);
+                self.pause = Some(Box::pin(sleep(PAUSE)));
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -85,14 +87,19 @@ impl SeqpacketLink {
 }
 
 impl Link for SeqpacketLink {
-    async fn readable(&self) -> io::Result<()> {
-        if let Some(at) = self.pause_until {
-            sleep_until(at).await;
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
         }
-        self.socket
-            .readable()
-            .await
-            .map(|mut guard| guard.retain_ready())
+        self.socket.poll_readable(cx)
+    }
+
+    fn leave(&mut self) {
+        self.socket.leave();
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        self.socket.settle()
     }
 
     fn receive(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool> {
@@ -100,7 +107,7 @@ impl Link for SeqpacketLink {
             return Ok(false);
         }
         while let Some(spare) = batch.spare() {
-            let read = try_read(&mut self.socket, look, |socket| socket.read(spare));
+            let read = self.socket.try_read(look, |socket| socket.read(spare));
             match read {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(len) => batch.push(0..len, RxMeta::plain(self.id)),
@@ -117,7 +124,7 @@ impl Link for SeqpacketLink {
             batch.clear();
             return Ok(());
         }
-        let mut socket = self.socket.get_ref();
+        let mut socket = self.socket.get();
         let mut gone = None;
         for frame in batch.frames() {
             match socket.write(&frame.with_headroom[HEADROOM..]) {

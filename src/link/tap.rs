@@ -7,14 +7,13 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-
-use tokio::io::unix::AsyncFd;
+use std::task::{Context, Poll};
 
 use super::thinning::Thinning;
 use super::{Link, Look, vnet};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch, TxCapabilities};
 use crate::net::Mac;
-use crate::sys::readiness::{try_read, watch};
+use crate::sys::readiness::Watched;
 use crate::sys::tap::{self, offload};
 
 /// Offloads granted by the kernel, and whether there is a vnet header to use them by.
@@ -50,7 +49,7 @@ impl Granted {
 #[derive(Debug)]
 pub struct TapLink {
     id: LinkId,
-    device: AsyncFd<File>,
+    device: Watched<File>,
     granted: Granted,
     mac: Mac,
     lost: u64,
@@ -77,7 +76,7 @@ impl TapLink {
     pub fn new(id: LinkId, tap: OwnedFd) -> io::Result<Self> {
         let granted = negotiate(&tap)?;
         let mac = Mac(tap::hardware_address(tap.as_fd())?);
-        let device = watch(File::from(tap))?;
+        let device = Watched::new(File::from(tap))?;
         tracing::debug!(?granted, %mac, "tap ready");
         Ok(Self {
             id,
@@ -120,7 +119,7 @@ impl TapLink {
             thinning.count(frame);
         }
         if thinning.is_due() && thinning.look(std::time::Instant::now()) {
-            let tap = self.device.as_fd();
+            let tap = self.device.get().as_fd();
             let set = if thinning.is_on() {
                 tap::set_filter(tap, &mut thinning.filter())
             } else {
@@ -139,9 +138,9 @@ impl TapLink {
     fn fill(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool> {
         while let Some(spare) = batch.spare() {
             let (id, granted) = (self.id, self.granted);
-            let read = try_read(&mut self.device, look, |device| {
-                read_frame(device, spare, id, granted)
-            });
+            let read = self
+                .device
+                .try_read(look, |device| read_frame(device, spare, id, granted));
             match read {
                 Ok((bytes, meta)) => batch.push(bytes, meta),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -159,7 +158,7 @@ impl TapLink {
 impl Drop for TapLink {
     fn drop(&mut self) {
         if self.thinning.as_ref().is_some_and(Thinning::is_on) {
-            let _ = tap::clear_filter(self.device.as_fd());
+            let _ = tap::clear_filter(self.device.get().as_fd());
         }
     }
 }
@@ -216,11 +215,16 @@ fn is_fatal(error: &io::Error) -> bool {
 }
 
 impl Link for TapLink {
-    async fn readable(&self) -> io::Result<()> {
-        self.device
-            .readable()
-            .await
-            .map(|mut guard| guard.retain_ready())
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.device.poll_readable(cx)
+    }
+
+    fn leave(&mut self) {
+        self.device.leave();
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        self.device.settle()
     }
 
     fn receive(&mut self, batch: &mut RxBatch, look: Look) -> io::Result<bool> {
@@ -245,7 +249,7 @@ impl Link for TapLink {
 
     fn transmit(&mut self, batch: &mut TxBatch) -> io::Result<()> {
         let header = self.granted.vnet_header;
-        let mut device = self.device.get_ref();
+        let mut device = self.device.get();
         let (mut sent, mut failed) = (false, None);
         for frame in batch.frames() {
             let bytes = if header {

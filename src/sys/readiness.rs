@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::task::{Context, Poll};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::Interest;
@@ -49,18 +50,90 @@ pub enum Look {
     Anyway,
 }
 
-/// Tries to read from a watched value.
-///
-/// # Errors
-/// `WouldBlock` where nothing is there or was told; else what `read` reports.
-pub fn try_read<T: AsRawFd, R>(
-    watched: &mut AsyncFd<T>,
-    look: Look,
-    mut read: impl FnMut(&mut T) -> io::Result<R>,
-) -> io::Result<R> {
-    match look {
-        Look::WhenTold => watched.try_io_mut(Interest::READABLE, read),
-        Look::Anyway => read(watched.get_mut()),
+/// A value whose descriptor is watched for input by the runtime of the thread that uses it. It may go from thread to
+/// thread: [`Watched::leave`] before, [`Watched::settle`] after that.
+#[derive(Debug)]
+pub struct Watched<T: Steady> {
+    /// None where no runtime watches. Before the value: the watch has to end while the descriptor is open.
+    watch: Option<AsyncFd<Number>>,
+    value: T,
+}
+
+/// The number of a descriptor that somebody else keeps open.
+#[derive(Debug)]
+struct Number(RawFd);
+
+impl AsRawFd for Number {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+impl<T: Steady> Watched<T> {
+    /// Watches a value in the runtime of this thread, which there must be.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` reports.
+    pub fn new(value: T) -> io::Result<Self> {
+        let mut watched = Self { watch: None, value };
+        watched.settle()?;
+        Ok(watched)
+    }
+
+    /// No runtime watches it any more; it can be read from all the same.
+    pub fn leave(&mut self) {
+        self.watch = None;
+    }
+
+    /// Is watched in the runtime of this thread from now on, if it is not by any.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` reports; then nothing has changed.
+    pub fn settle(&mut self) -> io::Result<()> {
+        if self.watch.is_none() {
+            let number = Number(self.value.as_raw_fd());
+            // SAFETY: a `Steady` value owns its descriptor, never exchanges it, and keeps it open until it is
+            // dropped, which for the one here is after the watch; it is never moved out or replaced.
+            let watch = unsafe { AsyncFd::register_with_interest(number, Interest::READABLE) };
+            self.watch = Some(watch?);
+        }
+        Ok(())
+    }
+
+    /// The value.
+    #[must_use]
+    pub const fn get(&self) -> &T {
+        &self.value
+    }
+
+    /// Has the task woken when there may be input, and says whether there may be some now. Nobody wakes it while no
+    /// runtime watches.
+    ///
+    /// # Errors
+    /// When the runtime goes away.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.watch {
+            Some(watch) => watch
+                .poll_read_ready(cx)
+                .map_ok(|mut guard| guard.retain_ready()),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Tries to read from it.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing is there or was told; else what `read` reports.
+    pub fn try_read<R>(
+        &mut self,
+        look: Look,
+        mut read: impl FnMut(&mut T) -> io::Result<R>,
+    ) -> io::Result<R> {
+        let value = &mut self.value;
+        match (&mut self.watch, look) {
+            (Some(watch), Look::WhenTold) => watch.try_io_mut(Interest::READABLE, |_| read(value)),
+            (Some(_), Look::Anyway) | (None, _) => read(value),
+        }
     }
 }
 

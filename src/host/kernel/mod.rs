@@ -18,17 +18,17 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::task::{Context, Poll};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
-use tokio::io::unix::AsyncFd;
 
 use super::resolv_conf::Source;
 use super::{DatagramRole, Event, Host, PortWish, Token};
 use crate::config::{Config, Dns, Outbound};
 use crate::net::Marks;
-use crate::sys::readiness::{EventSet, Look, try_read, watch};
+use crate::sys::readiness::{EventSet, Look, Watched};
 use crate::sys::reserve::Reserve;
 use crate::sys::socket::{accept, lacks_means};
 use inside::Inside;
@@ -66,7 +66,7 @@ enum Resolvers {
 /// The host's network by ordinary sockets.
 #[derive(Debug)]
 pub struct KernelHost {
-    poller: AsyncFd<EventSet>,
+    poller: Watched<EventSet>,
     events: Vec<EpollEvent>,
     outbound: Option<Outbound>,
     outbound6: Option<Outbound>,
@@ -86,7 +86,7 @@ impl KernelHost {
     /// When no descriptor is left.
     pub fn new(config: &Config, resolv_conf: Option<Source>, reserve: Reserve) -> io::Result<Self> {
         Ok(Self {
-            poller: watch(EventSet::new()?)?,
+            poller: Watched::new(EventSet::new()?)?,
             events: vec![EpollEvent::empty(); EVENTS_PER_TURN],
             outbound: config.outbound.clone(),
             outbound6: config.outbound6.clone(),
@@ -117,15 +117,25 @@ impl KernelHost {
         }
     }
 
-    /// Waits until [`KernelHost::poll_events`] has something to tell.
+    /// Has the task woken when [`KernelHost::poll_events`] may have something to tell, and says whether it may now.
     ///
     /// # Errors
     /// When the runtime goes away.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.poller
-            .readable()
-            .await
-            .map(|mut guard| guard.retain_ready())
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poller.poll_readable(cx)
+    }
+
+    /// It goes to another thread next: no runtime is to wake anybody for it.
+    pub fn leave(&mut self) {
+        self.poller.leave();
+    }
+
+    /// It is in this thread now, whose runtime is to wake it.
+    ///
+    /// # Errors
+    /// When the runtime has no room; then nothing has changed.
+    pub fn settle(&mut self) -> io::Result<()> {
+        self.poller.settle()
     }
 
     /// Fills `events` with what became ready, up to a turn's budget; true when there may be more.
@@ -140,7 +150,7 @@ impl KernelHost {
         }
         let buffer = &mut self.events;
         let mut taken = 0;
-        let polled = try_read(&mut self.poller, look, |poller| {
+        let polled = self.poller.try_read(look, |poller| {
             taken = poller.take(buffer)?;
             // Fewer than fit means that the ready list is empty now: tell tokio to wait for the
             // next edge, which saves the call that would find nothing.
@@ -230,7 +240,7 @@ impl KernelHost {
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        self.poller.get_ref().add(fd, token.0)
+        self.poller.get().add(fd, token.0)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
@@ -34,7 +34,7 @@ pub struct KernelPipe {
     write: OwnedFd,
     held: usize,
     /// Counts it among the large ones for as long as it lives.
-    _large: Option<Rc<()>>,
+    _large: Option<Arc<()>>,
 }
 
 impl KernelPipe {
@@ -84,7 +84,7 @@ impl Pipe<KernelTcp> for KernelPipe {
 #[derive(Debug, Default)]
 pub(super) struct Pipes {
     idle: Vec<KernelPipe>,
-    large: Rc<()>,
+    large: Arc<()>,
 }
 
 impl Pipes {
@@ -95,14 +95,14 @@ impl Pipes {
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // One more than there are.
-        let room = Rc::strong_count(&self.large) <= MOST_LARGE;
+        let room = Arc::strong_count(&self.large) <= MOST_LARGE;
         // A refusal costs speed alone.
         let large = room && fcntl(&write, FcntlArg::F_SETPIPE_SZ(LARGE)).is_ok();
         Ok(KernelPipe {
             read,
             write,
             held: 0,
-            _large: large.then(|| Rc::clone(&self.large)),
+            _large: large.then(|| Arc::clone(&self.large)),
         })
     }
 
