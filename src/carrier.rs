@@ -138,6 +138,7 @@ impl<L: Link> Carrier<L> {
 
     async fn carry(&mut self) -> Result<Ended, Failed> {
         let began = Instant::now();
+        self.lending.look_from(began);
         let sleep = tokio::time::sleep(NO_DEADLINE);
         tokio::pin!(sleep);
         let mut busy = 0;
@@ -205,17 +206,21 @@ impl<L: Link> Carrier<L> {
     /// Looks for more for a while, if there is nothing to do; what comes is done at once.
     fn look(&mut self, mut next: Next) -> Result<Next, Failed> {
         let (since, mut time) = (Instant::now(), 0_u32);
+        let mut now = since;
         while let Next::Wait(_) = next
-            && since.elapsed() < self.busy_poll.window()
+            && now - since < self.busy_poll.window()
         {
             // Who waits for this processor may be the one that is waited for.
             std::thread::yield_now();
             let turned = self.look_once(time)?;
             time = time.wrapping_add(1);
             if turned.moved {
+                // Looking was a rest, what was found is none.
+                self.lending.end_rest(now);
                 return Ok(Next::Again);
             }
             next = turned.next;
+            now = Instant::now();
         }
         Ok(next)
     }
@@ -240,7 +245,12 @@ impl<L: Link> Carrier<L> {
         for each in &mut self.loops {
             settled &= each.event_loop.settle();
         }
-        let latest = now + if settled { NO_DEADLINE } else { UNTOLD };
+        let rest = match self.lending.look_within() {
+            _ if !settled => UNTOLD,
+            Some(time) if !self.loops.is_empty() => time,
+            Some(_) | None => NO_DEADLINE,
+        };
+        let latest = now + rest;
         at.map_or(latest, |at| at.min(latest))
     }
 
@@ -249,6 +259,10 @@ impl<L: Link> Carrier<L> {
         cx: &mut Context<'_>,
         sleep: Pin<&mut Sleep>,
     ) -> Poll<io::Result<Event<L>>> {
+        // Before the others, which may be ready time after time: nobody else carries it.
+        if let Poll::Ready(lent) = self.lending.poll_lent(cx) {
+            return Poll::Ready(Ok(Event::Lent(lent)));
+        }
         for (place, each) in self.loops.iter_mut().enumerate() {
             if let Poll::Ready(woken) = each.event_loop.poll_woken(cx) {
                 return Poll::Ready(woken.map(|woken| match woken {
@@ -256,9 +270,6 @@ impl<L: Link> Carrier<L> {
                     Woken::Ready => Event::Ready,
                 }));
             }
-        }
-        if let Poll::Ready(lent) = self.lending.poll_lent(cx) {
-            return Poll::Ready(Ok(Event::Lent(lent)));
         }
         sleep.poll(cx).map(|()| Ok(Event::Ready))
     }

@@ -169,19 +169,6 @@ impl<L: Link> EventLoop<L> {
         self.stack.publish(&mut self.host, rule)
     }
 
-    /// Takes the first turn, so that the guest has heard of the network before anybody says that it
-    /// works.
-    ///
-    /// # Errors
-    /// When the poller fails.
-    pub fn begin(&mut self) -> io::Result<()> {
-        match self.turn(Look::WhenTold) {
-            // A link that is gone already `run` will find so.
-            Ok(_) | Err(Failed::Link(_)) => Ok(()),
-            Err(Failed::Poller(error)) => Err(error),
-        }
-    }
-
     /// Its worker's number, from 0.
     #[must_use]
     pub const fn index(&self) -> usize {

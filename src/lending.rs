@@ -113,6 +113,22 @@ impl<T> Lending<T> {
         self.rests[self.index].end(self.nanos(now));
     }
 
+    /// How busy the threads are is looked at from now on.
+    pub fn look_from(&mut self, now: Instant) {
+        let now = self.nanos(now);
+        self.looked = (now, self.rested(now));
+    }
+
+    /// How long a thread that has a loop may sleep at most, so that it gives it back; the first may for ever.
+    #[must_use]
+    pub const fn look_within(&self) -> Option<Duration> {
+        if self.index == FIRST {
+            None
+        } else {
+            Some(GIVE_BACK_AFTER)
+        }
+    }
+
     /// What this thread is to do; ask again and again.
     pub fn due(&mut self, now: Instant) -> Option<Due> {
         let (at, before) = self.looked;
@@ -167,8 +183,7 @@ impl<T> Lending<T> {
     pub fn poll_lent(&mut self, cx: &mut Context<'_>) -> Poll<T> {
         match self.inbox.poll_recv(cx) {
             Poll::Ready(Some(lent)) => {
-                let now = self.nanos(Instant::now());
-                self.looked = (now, self.rested(now));
+                self.look_from(Instant::now());
                 Poll::Ready(lent)
             }
             Poll::Ready(None) | Poll::Pending => Poll::Pending,

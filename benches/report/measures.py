@@ -16,6 +16,8 @@ from stacks import BULK, ECHO, ECHO_PORTS, ON_LOOPBACK, PUBLISHED, make
 
 MANY = 64
 USUAL_MTU = 1500
+# Seconds after which connections that are left alone hold no more than they will.
+SETTLED = 5
 
 # What tells two records of a set and a kind apart.
 KEYS = ("mtu", "streams", "way", "via", "protocol", "size", "connections", "block")
@@ -106,6 +108,8 @@ def watch_idle(lab, stack, client, at_rest):
     for number in settings["connections"]:
         found = json.loads(lines.next(settings["open_limit"] + 30))
         record = {"connections": number, "opened": found["opened"]}
+        # What has just echoed is not idle yet.
+        time.sleep(min(settings["wait"], SETTLED))
         resident = stack.resident_kb()
         if resident is not None and found["opened"]:
             record["resident_kb"] = resident

@@ -57,9 +57,7 @@ impl SeqpacketLink {
             return Ok(false);
         }
         self.pause = None;
-        let accepted = self
-            .socket
-            .try_read(Look::WhenTold, |socket| fd::accept(socket));
+        let accepted = self.socket.try_read(Look::WhenTold, fd::accept);
         // One that can't be watched is gone; the next may be.
         match accepted.and_then(|socket| Watched::new(File::from(socket))) {
             Ok(socket) => {
@@ -107,7 +105,7 @@ impl Link for SeqpacketLink {
             return Ok(false);
         }
         while let Some(spare) = batch.spare() {
-            let read = self.socket.try_read(look, |socket| socket.read(spare));
+            let read = self.socket.try_read(look, |mut socket| socket.read(spare));
             match read {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(len) => batch.push(0..len, RxMeta::plain(self.id)),

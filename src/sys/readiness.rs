@@ -127,9 +127,9 @@ impl<T: Steady> Watched<T> {
     pub fn try_read<R>(
         &mut self,
         look: Look,
-        mut read: impl FnMut(&mut T) -> io::Result<R>,
+        mut read: impl FnMut(&T) -> io::Result<R>,
     ) -> io::Result<R> {
-        let value = &mut self.value;
+        let value = &self.value;
         match (&mut self.watch, look) {
             (Some(watch), Look::WhenTold) => watch.try_io_mut(Interest::READABLE, |_| read(value)),
             (Some(_), Look::Anyway) | (None, _) => read(value),
