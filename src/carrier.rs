@@ -199,8 +199,14 @@ impl<L: Link> Carrier<L> {
 
     /// One turn of every loop.
     fn turn(&mut self) -> Result<Turned, Failed> {
-        let mut turns = self.loops.iter_mut().map(|each| each.turn(Look::WhenTold));
-        turns.try_fold(Turned::NOTHING, |all, turn| Ok(all.and(turn?)))
+        let (mut all, mut busy) = (Turned::NOTHING, 0);
+        for each in &mut self.loops {
+            let turned = each.turn(Look::WhenTold)?;
+            busy += usize::from(turned.moved);
+            all = all.and(turned);
+        }
+        self.lending.note_turn(busy);
+        Ok(all)
     }
 
     /// Looks for more for a while, if there is nothing to do; what comes is done at once.

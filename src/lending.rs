@@ -18,13 +18,16 @@ use tokio::time::Instant;
 const FIRST: usize = 0;
 
 /// How long the first thread must have been busy.
-const LEND_AFTER: Duration = Duration::from_millis(10);
+const LEND_AFTER: Duration = Duration::from_millis(50);
 /// Part of that time, in thousandths, from which on it hardly rests.
 const FULL: u64 = 950;
+/// Of the turns that had something to do, one in so many must have had it in several loops: a thread of its own is of no
+/// use to a loop that waits for nobody.
+const TOGETHER: u32 = 4;
 /// How long two threads must have been at rest together before one does for both.
 const GIVE_BACK_AFTER: Duration = Duration::from_millis(100);
 /// Part of that time, in thousandths, that both were busy for at most.
-const LIGHT: u64 = 600;
+const LIGHT: u64 = 800;
 
 /// What a thread is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +81,8 @@ pub struct Lending<T> {
     epoch: Instant,
     /// When it was looked at how busy they are, and how long this thread and the first had rested by then.
     looked: (u64, [u64; 2]),
+    /// Turns since then that had something to do, and those that had it in several loops.
+    turns: [u32; 2],
 }
 
 impl<T> Lending<T> {
@@ -95,6 +100,7 @@ impl<T> Lending<T> {
             rests: Arc::clone(&rests),
             epoch,
             looked: (0, [0; 2]),
+            turns: [0; 2],
         })
         .collect()
     }
@@ -117,6 +123,14 @@ impl<T> Lending<T> {
     pub fn look_from(&mut self, now: Instant) {
         let now = self.nanos(now);
         self.looked = (now, self.rested(now));
+        self.turns = [0; 2];
+    }
+
+    /// This thread has taken a turn, and so many of its loops had something to do.
+    pub const fn note_turn(&mut self, busy: usize) {
+        let [some, several] = &mut self.turns;
+        *some = some.saturating_add((busy > 0) as u32);
+        *several = several.saturating_add((busy > 1) as u32);
     }
 
     /// How long a thread that has a loop may sleep at most, so that it gives it back; the first may for ever.
@@ -144,13 +158,15 @@ impl<T> Lending<T> {
         }
         let rested = self.rested(now);
         self.looked = (now, rested);
+        let [some, several] = std::mem::take(&mut self.turns);
         let busy = |place: usize| {
             let rested = rested[place].saturating_sub(before[place]);
             elapsed.saturating_sub(rested).saturating_mul(1000) / elapsed
         };
         let [own, first] = [busy(0), busy(1)];
         if self.index == FIRST {
-            (own >= FULL).then_some(Due::Lend)
+            let together = several > 0 && several >= some / TOGETHER;
+            (own >= FULL && together).then_some(Due::Lend)
         } else {
             (own + first <= LIGHT).then_some(Due::GiveBack)
         }
@@ -208,12 +224,22 @@ mod tests {
     #[test]
     fn first_lends_when_it_hardly_rests_and_not_before() {
         let (mut first, _other, start) = two();
-        assert_eq!(first.due(start + 9 * MILLI), None, "too early to tell");
-        assert_eq!(first.due(start + 10 * MILLI), Some(Due::Lend));
-        first.begin_rest(start + 11 * MILLI);
-        first.end_rest(start + 12 * MILLI);
-        assert_eq!(first.due(start + 20 * MILLI), None, "a tenth was rest");
-        assert_eq!(first.due(start + 30 * MILLI), Some(Due::Lend));
+        first.note_turn(2);
+        assert_eq!(first.due(start + 49 * MILLI), None, "too early to tell");
+        assert_eq!(first.due(start + 50 * MILLI), Some(Due::Lend));
+        first.note_turn(2);
+        first.begin_rest(start + 60 * MILLI);
+        first.end_rest(start + 65 * MILLI);
+        assert_eq!(first.due(start + 100 * MILLI), None, "a tenth was rest");
+        for busy in [0, 1, 1, 1, 1, 1, 1, 1, 2] {
+            first.note_turn(busy);
+        }
+        assert_eq!(first.due(start + 150 * MILLI), None, "one in eight");
+        for busy in [0, 1, 1, 1, 2] {
+            first.note_turn(busy);
+        }
+        assert_eq!(first.due(start + 200 * MILLI), Some(Due::Lend));
+        assert_eq!(first.due(start + 250 * MILLI), None, "nothing to do");
     }
 
     #[test]
@@ -223,10 +249,10 @@ mod tests {
         // The first rests, and has not come to the end of that.
         first.begin_rest(start + 110 * MILLI);
         other.begin_rest(start + 100 * MILLI);
-        other.end_rest(start + 130 * MILLI);
-        assert_eq!(other.due(start + 200 * MILLI), None, "10 + 70 of 100 busy");
+        other.end_rest(start + 120 * MILLI);
+        assert_eq!(other.due(start + 200 * MILLI), None, "80 + 10 of 100");
         other.begin_rest(start + 200 * MILLI);
-        other.end_rest(start + 240 * MILLI);
+        other.end_rest(start + 220 * MILLI);
         assert_eq!(other.due(start + 300 * MILLI), Some(Due::GiveBack));
     }
 
