@@ -197,16 +197,24 @@ impl<L: Link> Carrier<L> {
         }
     }
 
-    /// One turn of every loop.
-    fn turn(&mut self) -> Result<Turned, Failed> {
+    /// A turn of every loop, as `take` takes it.
+    fn turn_each(
+        &mut self,
+        mut take: impl FnMut(&mut Carried<L>) -> Result<Turned, Failed>,
+    ) -> Result<Turned, Failed> {
         let (mut all, mut busy) = (Turned::NOTHING, 0);
         for each in &mut self.loops {
-            let turned = each.turn(Look::WhenTold)?;
+            let turned = take(each)?;
             busy += usize::from(turned.moved);
             all = all.and(turned);
         }
         self.lending.note_turn(busy);
         Ok(all)
+    }
+
+    /// One turn of every loop.
+    fn turn(&mut self) -> Result<Turned, Failed> {
+        self.turn_each(|each| each.turn(Look::WhenTold))
     }
 
     /// Looks for more for a while, if there is nothing to do; what comes is done at once.
@@ -234,14 +242,13 @@ impl<L: Link> Carrier<L> {
     /// Looks at every loop, but seldom at quiet ones beside others.
     fn look_once(&mut self, time: u32) -> Result<Turned, Failed> {
         let all = time.is_multiple_of(SELDOM) || self.loops.iter().all(Carried::is_quiet);
-        let mut turns = self.loops.iter_mut().map(|each| {
+        self.turn_each(|each| {
             if all || !each.is_quiet() {
                 each.look()
             } else {
                 Ok(each.pass_over())
             }
-        });
-        turns.try_fold(Turned::NOTHING, |all, turn| Ok(all.and(turn?)))
+        })
     }
 
     /// When to wake at the latest.
