@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use support::attached::Net;
 use support::bulk::{Way, server, transfer};
 use support::dns::Resolver;
-use support::process::run;
+use support::process::{Running, run};
 use support::serve;
 use support::slirp4netns::Api;
 use support::sockets::{Sockets, closed_port};
@@ -200,7 +200,12 @@ fn tap_that_was_made_with_one_queue_is_refused_with_the_fix() {
     refused.assert_runtime_error("multi_queue");
     let _serves = support::attached::Attached::start(&world, &["--workers", "2", &pid, "many0"]);
     // As many as there are processors for, but no more than it has queues.
-    let _serves = support::attached::Attached::start(&world, &[&pid, "one0"]);
+    let mut unasked = world.tapgate(&["attach", &pid, "one0"]);
+    let _serves = Running::start(&mut unasked);
+    wait_until("the tap of one queue to be served", SOON, || {
+        let shown = guest.run("ip", &["-4", "address", "show", "one0"]).output();
+        shown.contains("10.0.2.100/24").then_some(())
+    });
 }
 
 #[test]
