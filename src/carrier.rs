@@ -287,32 +287,24 @@ impl<L: Link> Carrier<L> {
         sleep.poll(cx).map(|()| Ok(Event::Ready))
     }
 
-    /// Gives a loop to who has more time for it.
+    /// Gives the last loop to who has more time for it.
     fn balance(&mut self, now: Instant) {
-        let refused = match self.lending.due(now) {
-            // What is told to a loop is told to the first one, which stays.
-            Some(Due::Lend) if self.loops.len() > 1 => self.part(|lending, lent| {
-                let home = lent.index();
-                lending.send(home, lent)
-            }),
-            Some(Due::GiveBack) => self.part(Lending::give_back),
-            Some(Due::Lend) | None => None,
+        let Some(due) = self.lending.due(now) else {
+            return;
         };
-        // Its thread is gone, and all of them will be.
-        self.loops.extend(refused.map(Carried::new));
-    }
-
-    /// Parts with the last loop; gives it back where that is not to be.
-    fn part(
-        &mut self,
-        send: impl FnOnce(
-            &Lending<Box<EventLoop<L>>>,
-            Box<EventLoop<L>>,
-        ) -> Result<(), Box<EventLoop<L>>>,
-    ) -> Option<Box<EventLoop<L>>> {
-        let mut lent = self.loops.pop()?.event_loop;
-        tracing::debug!(worker = lent.index(), "loop goes to another thread");
-        lent.leave();
-        send(&self.lending, lent).err()
+        // What is told to a loop is told to the first one, which stays.
+        if due == Due::Lend && self.loops.len() == 1 {
+            return;
+        }
+        let Some(Carried { mut event_loop, .. }) = self.loops.pop() else {
+            return;
+        };
+        let home = event_loop.index();
+        tracing::debug!(worker = home, ?due, "loop goes to another thread");
+        event_loop.leave();
+        if let Err(refused) = self.lending.send(due, home, event_loop) {
+            // Its thread is gone, and all of them will be.
+            self.loops.push(Carried::new(refused));
+        }
     }
 }

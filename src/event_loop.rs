@@ -129,8 +129,6 @@ pub struct EventLoop<L> {
     rx: RxBatch,
     tx: TxBatch,
     events: Vec<crate::host::Event>,
-    /// The runtime of the thread that carries it tells it of what comes.
-    settled: bool,
     /// When what the stack holds is told next.
     tells_at: stack::Instant,
 }
@@ -148,7 +146,6 @@ impl<L: Link> EventLoop<L> {
             rx: RxBatch::new(RX_FRAMES, RX_BYTES),
             tx: TxBatch::new(TX_FRAMES, TX_BYTES),
             events: Vec::with_capacity(256),
-            settled: true,
             tells_at: stack::Instant::ZERO,
         }
     }
@@ -179,20 +176,16 @@ impl<L: Link> EventLoop<L> {
     pub fn leave(&mut self) {
         self.link.leave();
         self.host.leave();
-        self.settled = false;
     }
 
     /// It is in this thread now, whose runtime is to tell it of what comes; true when that does. Until then every turn
     /// looks for itself.
     pub fn settle(&mut self) -> bool {
-        if !self.settled {
-            let settled = self.link.settle().and_then(|()| self.host.settle());
-            if let Err(error) = &settled {
-                tracing::debug!(worker = self.index(), %error, "not told of what comes");
-            }
-            self.settled = settled.is_ok();
+        let settled = self.link.settle().and_then(|()| self.host.settle());
+        if let Err(error) = &settled {
+            tracing::debug!(worker = self.index(), %error, "not told of what comes");
         }
-        self.settled
+        settled.is_ok()
     }
 
     /// Has the task woken when there is something to do for this loop.

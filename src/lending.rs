@@ -139,7 +139,16 @@ impl<T> Lending<T> {
         if self.index == FIRST {
             None
         } else {
-            Some(GIVE_BACK_AFTER)
+            Some(self.window())
+        }
+    }
+
+    /// How long this thread looks before it judges.
+    const fn window(&self) -> Duration {
+        if self.index == FIRST {
+            LEND_AFTER
+        } else {
+            GIVE_BACK_AFTER
         }
     }
 
@@ -147,13 +156,8 @@ impl<T> Lending<T> {
     pub fn due(&mut self, now: Instant) -> Option<Due> {
         let (at, before) = self.looked;
         let now = self.nanos(now);
-        let window = if self.index == FIRST {
-            LEND_AFTER
-        } else {
-            GIVE_BACK_AFTER
-        };
         let elapsed = now.saturating_sub(at);
-        if u128::from(elapsed) < window.as_nanos() {
+        if u128::from(elapsed) < self.window().as_nanos() {
             return None;
         }
         let rested = self.rested(now);
@@ -176,23 +180,19 @@ impl<T> Lending<T> {
         [self.index, FIRST].map(|index| self.rests[index].until(now))
     }
 
-    /// Brings a loop to a thread.
+    /// Brings a loop, which belongs to the thread `home`, where it is due.
     ///
     /// # Errors
     /// Gives it back when there is no such thread, or it is gone.
-    pub fn send(&self, to: usize, lent: T) -> Result<(), T> {
+    pub fn send(&self, due: Due, home: usize, lent: T) -> Result<(), T> {
+        let to = match due {
+            Due::Lend => home,
+            Due::GiveBack => FIRST,
+        };
         match self.to.get(to) {
             Some(sender) => sender.try_send(lent).map_err(|error| error.into_inner()),
             None => Err(lent),
         }
-    }
-
-    /// Brings a loop to the first thread.
-    ///
-    /// # Errors
-    /// Gives it back when that is gone.
-    pub fn give_back(&self, lent: T) -> Result<(), T> {
-        self.send(FIRST, lent)
     }
 
     /// A loop that another thread has brought; how busy this one is, is looked at from then on.
@@ -261,10 +261,10 @@ mod tests {
         let (mut first, mut other, _) = two();
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(other.poll_lent(&mut cx).is_pending());
-        assert_eq!(first.send(1, 7), Ok(()));
+        assert_eq!(first.send(Due::Lend, 1, 7), Ok(()));
         assert_eq!(other.poll_lent(&mut cx), Poll::Ready(7));
-        assert_eq!(other.give_back(7), Ok(()));
+        assert_eq!(other.send(Due::GiveBack, 1, 7), Ok(()));
         assert_eq!(first.poll_lent(&mut cx), Poll::Ready(7));
-        assert_eq!(first.send(2, 7), Err(7), "there are two");
+        assert_eq!(first.send(Due::Lend, 2, 7), Err(7), "there are two");
     }
 }

@@ -253,7 +253,7 @@ fn enter_sandbox<L: Link + Send + 'static>(
     for (index, lending) in (1..).zip(lendings) {
         crew.start(
             format!("tapgate-{index}"),
-            move || Ok(Carrier::new(Vec::new(), lending, busy_poll)),
+            Carrier::new(Vec::new(), lending, busy_poll),
             move || sandbox::filter(sandbox).context(option),
         )?;
     }

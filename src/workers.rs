@@ -1,6 +1,6 @@
 //! The threads beside the first, each of which carries the loop of a worker where that is worth it.
 //!
-//! Comes in: how to make what a thread runs, and the last step before packets flow. Goes out: word of a thread that has
+//! Comes in: what a thread runs, and the last step before packets flow. Goes out: word of a thread that has
 //! ended, which is the end of all: its flows can't be served any more. Threads are started once
 //! everything is given up that can be given up before, since what they inherit nobody can give up for them.
 
@@ -46,23 +46,22 @@ impl Default for Crew {
 }
 
 impl Crew {
-    /// Starts a thread with a name; returns when it is ready to carry packets. `prepare` is called in it
-    /// and may make what belongs there; `confine` after that, as the last step.
+    /// Starts a thread with a name; returns when it is ready to carry packets. `confine` is called in it, as the last
+    /// step.
     ///
     /// # Errors
-    /// What `prepare` and `confine` report; when no thread can be started.
-    pub fn start<L: Link>(
+    /// What `confine` reports; when no thread can be started, or it has no descriptors left.
+    pub fn start<L: Link + Send + 'static>(
         &self,
         name: String,
-        prepare: impl FnOnce() -> Result<Carrier<L>> + Send + 'static,
+        carrier: Carrier<L>,
         confine: impl FnOnce() -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let (answer, answered) = answers::channel();
         let end = self.end.clone();
         let work = move || {
-            let made = make(prepare).and_then(|made| confine().map(|()| made));
-            let (runtime, carrier) = match made {
-                Ok(made) => made,
+            let runtime = match runtime().and_then(|made| confine().map(|()| made)) {
+                Ok(runtime) => runtime,
                 Err(error) => {
                     let _ = answer.send(Err(error));
                     return;
@@ -95,15 +94,6 @@ impl Crew {
     }
 }
 
-/// What a thread runs, and the runtime that it was made in.
-fn make<L: Link>(prepare: impl FnOnce() -> Result<Carrier<L>>) -> Result<(Runtime, Carrier<L>)> {
-    let runtime = runtime()?;
-    let inside = runtime.enter();
-    let carrier = prepare()?;
-    drop(inside);
-    Ok((runtime, carrier))
-}
-
 /// What a panic said.
 fn told(panic: &(dyn Any + Send)) -> io::Error {
     let text = panic.downcast_ref::<&str>().copied();
@@ -113,14 +103,18 @@ fn told(panic: &(dyn Any + Send)) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::lending::Lending;
     use crate::link::seqpacket::SeqpacketLink;
 
     #[test]
     fn a_worker_that_can_not_begin_says_why() {
         let crew = Crew::default();
-        let nothing = || Err::<Carrier<SeqpacketLink>, _>(anyhow!("no luck"));
-        let failed = crew.start("worker".into(), nothing, || Ok(()));
+        let lending = Lending::between(1).remove(0);
+        let carrier = Carrier::<SeqpacketLink>::new(Vec::new(), lending, Duration::ZERO);
+        let failed = crew.start("worker".into(), carrier, || Err(anyhow!("no luck")));
         assert_eq!(failed.unwrap_err().to_string(), "no luck");
     }
 }

@@ -96,37 +96,24 @@ pub fn make_tap(plan: &TapPlan) -> Result<Vec<OwnedFd>, SetupError> {
         Err(_) => "opening /dev/net/tun (load the tun module, or add the device)".into(),
     })?;
     if let Some(addresses) = &plan.addresses {
-        let mut netlink = Netlink::open().step(|| "opening a netlink socket".into())?;
-        if !was_there {
-            queue_nothing(&mut netlink, name);
-        }
-        configure(plan, addresses, &mut netlink)?;
+        configure(plan, addresses, was_there)?;
     }
     Ok(taps)
 }
 
-/// The tap has queues of its own and never asks anybody to wait. In front of several queues the kernel would put 256
-/// disciplines with room for as many packets each, which takes 10 ms and 100 MB (Linux 6.18).
-fn queue_nothing(netlink: &mut Netlink, name: &str) {
-    let done = if_nametoindex(name)
-        .map_err(Into::into)
-        .and_then(|index| netlink.queue_nothing(index));
-    if let Err(error) = done {
-        tracing::debug!(interface = name, %error, "queueing discipline as it is");
-    }
-}
-
-fn configure(
-    plan: &TapPlan,
-    addresses: &AddressPlan,
-    netlink: &mut Netlink,
-) -> Result<(), SetupError> {
+fn configure(plan: &TapPlan, addresses: &AddressPlan, was_there: bool) -> Result<(), SetupError> {
     let name = &plan.name;
+    let mut netlink = Netlink::open().step(|| "opening a netlink socket".into())?;
     let loopback = if_nametoindex("lo").step(|| "finding the loopback interface".into())?;
     netlink
         .set_up(loopback, LinkChange::default())
         .step(|| "bringing 'lo' up".into())?;
     let index = if_nametoindex(name.as_str()).step(|| format!("finding '{name}'"))?;
+    // The tap has queues of its own and never asks anybody to wait. In front of several queues the kernel would put 256
+    // disciplines with room for as many packets each, which takes 10 ms and 100 MB (Linux 6.18).
+    if !was_there && let Err(error) = netlink.queue_nothing(index) {
+        tracing::debug!(interface = name, %error, "queueing discipline as it is");
+    }
     let change = LinkChange {
         mtu: Some(plan.mtu),
         mac: plan.mac,
@@ -142,7 +129,7 @@ fn configure(
     netlink
         .add_default_route(index, gateway.into())
         .step(|| format!("routing by {gateway}"))?;
-    if let Err(error) = configure_ipv6(plan, addresses, netlink, index) {
+    if let Err(error) = configure_ipv6(plan, addresses, &mut netlink, index) {
         // As where the system's administrator has switched IPv6 off.
         tracing::info!(interface = name, %error, "no IPv6 inside");
     }

@@ -1,4 +1,5 @@
-//! Readiness of descriptors: a private epoll set (epoll(7)), and tokio's watch over one descriptor.
+//! Readiness of descriptors: a private epoll set (epoll(7)), and tokio's watch over one descriptor, which may go from
+//! one thread's runtime to another's.
 //!
 //! tokio asks for a promise that a watched value keeps its descriptor for as long as it lives. The
 //! values that keep it are listed here, by [`Steady`].
