@@ -9,6 +9,7 @@
 mod sim;
 
 use sim::{Sim, read_icmp, seconds};
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
@@ -24,7 +25,7 @@ fn accepting(seed: u64) -> Sim {
 }
 
 /// A guest's connection that is established at both ends.
-fn established() -> (Sim, smoltcp::iface::SocketHandle) {
+fn established() -> (Sim, SocketHandle) {
     let mut sim = accepting(1);
     let handle = sim.connect(SERVER);
     assert!(sim.run(seconds(1), |sim| sim.socket(handle).state()
@@ -49,6 +50,58 @@ fn bytes_go_both_ways_and_both_ends_close() {
     assert_eq!(&answer, b"answer");
     sim.socket(handle).close();
     assert!(sim.run(seconds(1), |sim| sim.net.server_sees_end(FIRST)));
+    sim.settle(seconds(60));
+    assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
+}
+
+/// The guest asks, and the host has heard it; true when the guest was told so within this time, without an answer.
+fn is_acknowledged_within(sim: &mut Sim, handle: SocketHandle, millis: u64) -> bool {
+    sim.socket(handle).send_slice(b"question").unwrap();
+    let told = sim.run(Duration::from_millis(millis), |sim| {
+        sim.socket(handle).send_queue() == 0
+    });
+    assert_eq!(sim.net.server_read(FIRST, 100), b"question");
+    told
+}
+
+fn answer(sim: &mut Sim, handle: SocketHandle) {
+    assert_eq!(sim.net.server_write(FIRST, b"answer"), 6);
+    assert!(
+        sim.run(seconds(1), |sim| sim.socket(handle).recv_queue() == 6
+            && sim.socket(handle).send_queue() == 0)
+    );
+    let mut answer = [0; 6];
+    sim.socket(handle).recv_slice(&mut answer).unwrap();
+    assert_eq!(&answer, b"answer");
+}
+
+/// An acknowledgement of its own for every request costs more than the answer that it could go with.
+#[test]
+fn who_takes_turns_with_the_host_is_acknowledged_by_the_answers() {
+    let (mut sim, handle) = established();
+    assert!(
+        is_acknowledged_within(&mut sim, handle, 2),
+        "nothing is known yet"
+    );
+    answer(&mut sim, handle);
+    for _ in 0..6 {
+        is_acknowledged_within(&mut sim, handle, 2);
+        answer(&mut sim, handle);
+    }
+    assert!(!is_acknowledged_within(&mut sim, handle, 15), "too early");
+    answer(&mut sim, handle);
+    assert!(!is_acknowledged_within(&mut sim, handle, 15), "too early");
+    assert!(
+        sim.run(Duration::from_millis(7), |sim| sim
+            .socket(handle)
+            .send_queue()
+            == 0),
+        "too late"
+    );
+    // Once more before an answer: such a guest may wait for acknowledgements.
+    assert!(is_acknowledged_within(&mut sim, handle, 2));
+    sim.net.server_shutdown(FIRST);
+    sim.socket(handle).close();
     sim.settle(seconds(60));
     assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
 }

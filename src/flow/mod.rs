@@ -16,6 +16,7 @@ pub mod tcp;
 mod tcp_ahead;
 mod tcp_completion;
 mod tcp_device;
+mod tcp_dialogue;
 mod tcp_direct;
 pub mod tcp_engine;
 mod tcp_guard;

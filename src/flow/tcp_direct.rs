@@ -1,7 +1,8 @@
-//! The direct way of bulk from the guest: out of the frame into the host's socket, past the ring.
+//! The direct way from the guest: out of the frame into the host's socket, past the ring.
 //!
-//! smoltcp copies what it receives into its ring, where it waits for the host's socket. A long segment that
-//! comes in order while nothing waits need not: the socket takes it from the frame, as far as it has room. smoltcp
+//! smoltcp copies what it receives into its ring, where it waits for the host's socket. A long segment, or one that is a
+//! request, need not, if it comes in order while nothing waits: the socket takes it from the frame, as far as it has
+//! room. smoltcp
 //! never hears of those bytes. For it the guest's stream is shorter by as many ([`Sent::skipped`]): sequence
 //! numbers are translated on the way to it, acknowledgements on the way from it, and what it would have
 //! acknowledged is acknowledged here.
@@ -16,7 +17,7 @@ use crate::buf::TxBatch;
 use crate::net::Instant;
 use crate::net::parse::{self, TcpSegment, tcp_flags};
 
-/// Shorter payload goes by the ring: its acknowledgement is better left to wait for an answer.
+/// Shorter payload goes by the ring, where the host's socket has several in one call, unless guest and host take turns.
 const LEAST: usize = 4096;
 
 /// Bytes by which an acknowledgement may be behind what was sent last: no window is larger (RFC 5961 5.2, RFC 7323 2.2).
@@ -32,10 +33,12 @@ impl Engine {
     /// that came before or after it, and it says nothing that smoltcp would have to judge (RFC 9293
     /// 3.10.7.4, RFC 5961 section 5).
     pub(super) fn may_skip(&mut self, segment: &TcpSegment) -> bool {
-        if segment.payload_len < LEAST || segment.flags & !tcp_flags::PSH != tcp_flags::ACK {
+        let line = self.line;
+        let alone = segment.payload_len > 0 && self.dialogue.is_answered(line.given);
+        let direct = alone || segment.payload_len >= LEAST;
+        if !direct || segment.flags & !tcp_flags::PSH != tcp_flags::ACK {
             return false;
         }
-        let line = self.line;
         let end = segment.seq.wrapping_add(length(segment.payload_len));
         let in_order = segment.seq == line.next_in && self.has_no_gap();
         let in_window = !ahead_of(end, line.sent.edge);
@@ -54,7 +57,9 @@ impl Engine {
         taken: usize,
     ) {
         let header = packet.len() - segment.payload_len - segment.header_len;
-        self.skip(taken, &packet[header..header + segment.header_len]);
+        self.dialogue.note_guest(self.line.given);
+        let owed_at = now + self.ack_delay(segment);
+        self.skip(taken, owed_at, &packet[header..header + segment.header_len]);
         let rest = TcpSegment {
             seq: self.line.next_in,
             payload_len: segment.payload_len - taken,
@@ -78,8 +83,9 @@ impl Engine {
         }
     }
 
-    /// The host's socket has taken payload that smoltcp will not hear of; it came with this header.
-    fn skip(&mut self, bytes: usize, header: &[u8]) {
+    /// The host's socket has taken payload that smoltcp will not hear of; it came with this header, and its
+    /// acknowledgement may wait until then.
+    fn skip(&mut self, bytes: usize, owed_at: Instant, header: &[u8]) {
         let line = &mut self.line;
         let skipped = length(bytes);
         line.next_in = line.next_in.wrapping_add(skipped);
@@ -89,7 +95,9 @@ impl Engine {
         line.sent.room = line.sent.room.wrapping_add(skipped);
         self.extent.skip(bytes);
         // RFC 7323 4.3: of several that are acknowledged together, the first one's time is given back.
-        if !std::mem::replace(&mut line.owes, true)
+        let owed_before = self.owes_at;
+        self.owes_at = Some(owed_before.map_or(owed_at, |at| at.min(owed_at)));
+        if owed_before.is_none()
             && let Some([_, _, _, _, echo @ ..]) = &mut line.sent.last.timestamps
             && let Some(time) = parse::syn_options(header).timestamp
         {
@@ -106,11 +114,13 @@ impl Engine {
 
     /// Acknowledges what smoltcp does not know of, unless a segment of its own has done so.
     pub(super) fn acknowledge(&mut self, now: Instant, tx: &mut TxBatch) {
-        if !self.line.owes {
+        let Some(at) = self.owes_at else {
             return;
-        }
+        };
         let due = self.expected();
-        self.line.owes = self.line.sent.last.ack != due && !self.announce(now, tx, due);
+        if self.line.sent.last.ack == due || (now >= at && self.announce(now, tx, due)) {
+            self.owes_at = None;
+        }
     }
 
     /// Acknowledges the end of the guest's stream, unless that was done: smoltcp may have put it off for a moment.
@@ -126,9 +136,9 @@ impl Engine {
         !ahead_of(self.line.furthest, self.line.next_in)
     }
 
-    /// An acknowledgement is due.
-    pub(super) const fn owes(&self) -> bool {
-        self.line.owes
+    /// When an acknowledgement is due.
+    pub(super) const fn owes_at(&self) -> Option<Instant> {
+        self.owes_at
     }
 
     /// Gives smoltcp a packet with the numbers that it expects there.

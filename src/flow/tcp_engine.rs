@@ -14,6 +14,7 @@ use super::Fate;
 use super::tcp_ahead::Ahead;
 use super::tcp_completion::{MSS, Sent, ahead_of, option};
 use super::tcp_device::{NullDevice, OnePacket, capabilities};
+use super::tcp_dialogue::Dialogue;
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
@@ -32,11 +33,6 @@ pub(super) const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
 
 /// Headers of a segment without payload are no longer than this: 60 bytes each at most.
 pub(super) const MAX_HEADERS: usize = 120;
-
-/// How long the acknowledgement of a short segment may wait for an answer to go with: a request is
-/// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
-/// than this (RFC 9293 3.8.6.3 allows 500 ms).
-const ACK_DELAY: Duration = Duration::from_millis(1);
 
 // Flows are many: a smoltcp feature that fattens these shows here (design.md 1.3).
 const _: () = assert!(
@@ -73,8 +69,6 @@ pub(super) struct Line {
     pub(super) next_in: u32,
     /// Behind the furthest payload that smoltcp has heard of.
     pub(super) furthest: u32,
-    /// What the host took directly is not acknowledged yet.
-    pub(super) owes: bool,
     /// The latest acknowledgement of the guest's.
     pub(super) guest_ack: Option<u32>,
     /// The window that came with it, scaled.
@@ -90,6 +84,9 @@ pub struct Engine {
     handle: SocketHandle,
     pub(super) path: Path,
     pub(super) line: Line,
+    /// What the host took directly is not acknowledged yet, and is to be by this time.
+    pub(super) owes_at: Option<Instant>,
+    pub(super) dialogue: Dialogue,
     /// How much of the rings has been written to.
     pub(super) extent: Extent,
     pub(super) ends: emit::Ends,
@@ -125,6 +122,8 @@ impl Engine {
             handle,
             path,
             line: Line::default(),
+            owes_at: None,
+            dialogue: Dialogue::default(),
             extent,
             ends: emit::Ends {
                 src: SocketAddr::new(local, 0),
@@ -145,6 +144,8 @@ impl Engine {
         self.interface = interface((now, seed), path, local);
         self.path = path;
         self.line = Line::default();
+        self.owes_at = None;
+        self.dialogue = Dialogue::default();
         self.extent.restart();
         self.varied = false;
         self.hurried = false;
@@ -344,10 +345,19 @@ impl Engine {
         Fate::Answered
     }
 
-    /// What fills a segment is part of more, whose sender is waiting for room.
-    pub(super) fn delay_answer(&mut self, segment: &TcpSegment) {
+    /// How long the acknowledgement of a segment may wait. What fills a segment is part of more, whose sender is
+    /// waiting for room.
+    pub(super) fn ack_delay(&self, segment: &TcpSegment) -> Duration {
         let short = segment.payload_len < usize::from(self.mss()) && !segment.has(tcp_flags::FIN);
-        let delay = if short { ACK_DELAY } else { Duration::ZERO };
+        if short {
+            self.dialogue.delay()
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    pub(super) fn delay_answer(&mut self, segment: &TcpSegment) {
+        let delay = self.ack_delay(segment);
         self.socket().set_ack_delay(Some(delay));
     }
 
@@ -373,6 +383,7 @@ impl Engine {
             self.extent.received(end);
             if ahead_of(end, self.line.furthest) {
                 self.line.furthest = end;
+                self.dialogue.note_guest(self.line.given);
             }
         }
     }
