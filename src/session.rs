@@ -251,11 +251,8 @@ fn enter_sandbox<L: Link + Send + 'static>(
     let mut lendings = Lending::between(loops.len()).into_iter();
     let first = lendings.next().context("there is no worker")?;
     for (index, lending) in (1..).zip(lendings) {
-        crew.start(
-            format!("tapgate-{index}"),
-            Carrier::new(Vec::new(), lending, busy_poll),
-            move || sandbox::filter(sandbox).context(option),
-        )?;
+        let carrier = Carrier::new(Vec::new(), lending, busy_poll);
+        crew.start(format!("tapgate-{index}"), carrier)?;
     }
     sandbox::filter(sandbox).context(option)?;
     #[cfg(debug_assertions)]

@@ -1,8 +1,8 @@
 //! The threads beside the first, each of which carries the loop of a worker where that is worth it.
 //!
-//! Comes in: what a thread runs, and the last step before packets flow. Goes out: word of a thread that has
-//! ended, which is the end of all: its flows can't be served any more. Threads are started once
-//! everything is given up that can be given up before, since what they inherit nobody can give up for them.
+//! Comes in: what a thread runs. Goes out: word of a thread that has ended, which is the end of all: its flows can't be
+//! served any more. Threads are started once everything but system calls is given up, since what they inherit nobody can
+//! give up for them.
 
 use std::any::Any;
 use std::io;
@@ -46,21 +46,15 @@ impl Default for Crew {
 }
 
 impl Crew {
-    /// Starts a thread with a name; returns when it is ready to carry packets. `confine` is called in it, as the last
-    /// step.
+    /// Starts a thread with a name; returns when it has all that it needs to carry packets.
     ///
     /// # Errors
-    /// What `confine` reports; when no thread can be started, or it has no descriptors left.
-    pub fn start<L: Link + Send + 'static>(
-        &self,
-        name: String,
-        carrier: Carrier<L>,
-        confine: impl FnOnce() -> Result<()> + Send + 'static,
-    ) -> Result<()> {
+    /// When no thread can be started, or it has no descriptors left.
+    pub fn start<L: Link + Send + 'static>(&self, name: String, carrier: Carrier<L>) -> Result<()> {
         let (answer, answered) = answers::channel();
         let end = self.end.clone();
         let work = move || {
-            let runtime = match runtime().and_then(|made| confine().map(|()| made)) {
+            let runtime = match runtime() {
                 Ok(runtime) => runtime,
                 Err(error) => {
                     let _ = answer.send(Err(error));
@@ -99,22 +93,4 @@ fn told(panic: &(dyn Any + Send)) -> io::Error {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     io::Error::other(anyhow!("a worker panicked: {}", text.unwrap_or("?")))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::lending::Lending;
-    use crate::link::seqpacket::SeqpacketLink;
-
-    #[test]
-    fn a_worker_that_can_not_begin_says_why() {
-        let crew = Crew::default();
-        let lending = Lending::between(1).remove(0);
-        let carrier = Carrier::<SeqpacketLink>::new(Vec::new(), lending, Duration::ZERO);
-        let failed = crew.start("worker".into(), carrier, || Err(anyhow!("no luck")));
-        assert_eq!(failed.unwrap_err().to_string(), "no luck");
-    }
 }

@@ -2,7 +2,7 @@
 //! will be needed is open; what only works outside is the broker's ([`super::broker`]).
 //!
 //! The stages, each with the reason for its place, are the bodies of [`confine`] and
-//! [`filter`], which each thread goes through by itself. Comes in: how much the
+//! [`filter`], which is for the time when all threads are there. Comes in: how much the
 //! caller insists. Goes out: a process without files, powers or most system calls.
 
 use std::fs;
@@ -148,7 +148,7 @@ pub fn confine(sandbox: Sandbox) -> Result<(), SetupError> {
     confinement.stage("landlock", landlock)
 }
 
-/// Lets this thread make no more system calls than it will need.
+/// Lets the process, with all its threads, make no more system calls than they will need.
 ///
 /// # Errors
 /// When that was required, and failed.

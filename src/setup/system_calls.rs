@@ -357,9 +357,9 @@ impl Filter {
         Ok(Self(program))
     }
 
-    /// From now on it holds.
+    /// From now on it holds for every thread of the process.
     pub(super) fn enter(&self) -> Result<(), SetupError> {
-        seccompiler::apply_filter(&self.0)
+        seccompiler::apply_filter_all_threads(&self.0)
             .map_err(io::Error::other)
             .step(|| "filtering system calls".into())
     }
