@@ -8,7 +8,7 @@
 
 mod sim;
 
-use sim::{Sim, read_icmp, seconds};
+use sim::{Faults, Sim, read_icmp, seconds};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use tapgate::config::{Config, Protocol, Publish, Splice};
@@ -79,31 +79,61 @@ fn answer(sim: &mut Sim, handle: SocketHandle) {
 #[test]
 fn who_takes_turns_with_the_host_is_acknowledged_by_the_answers() {
     let (mut sim, handle) = established();
-    assert!(
-        is_acknowledged_within(&mut sim, handle, 2),
-        "nothing is known yet"
-    );
-    answer(&mut sim, handle);
-    for _ in 0..6 {
-        is_acknowledged_within(&mut sim, handle, 2);
+    for _ in 0..17 {
+        assert!(is_acknowledged_within(&mut sim, handle, 2), "too late");
         answer(&mut sim, handle);
     }
-    assert!(!is_acknowledged_within(&mut sim, handle, 15), "too early");
-    answer(&mut sim, handle);
-    assert!(!is_acknowledged_within(&mut sim, handle, 15), "too early");
+    for _ in 0..3 {
+        assert!(!is_acknowledged_within(&mut sim, handle, 8), "too early");
+        answer(&mut sim, handle);
+    }
+    assert!(!is_acknowledged_within(&mut sim, handle, 8), "too early");
     assert!(
-        sim.run(Duration::from_millis(7), |sim| sim
-            .socket(handle)
-            .send_queue()
-            == 0),
+        sim.run(Duration::from_millis(4), |sim| {
+            sim.socket(handle).send_queue() == 0
+        }),
         "too late"
     );
-    // Once more before an answer: such a guest may wait for acknowledgements.
-    assert!(is_acknowledged_within(&mut sim, handle, 2));
+    // An answer that did not come in time ends that, and so does who speaks twice: it may wait for acknowledgements.
+    assert!(is_acknowledged_within(&mut sim, handle, 2), "too late");
     sim.net.server_shutdown(FIRST);
     sim.socket(handle).close();
     sim.settle(seconds(60));
     assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
+}
+
+/// A segment that is full has no room for its options beside the largest payload.
+#[test]
+fn a_guest_that_fills_the_window_does_not_wait_for_its_acknowledgement() {
+    for (mtu, timestamps) in [(1500, false), (1500, true), (65_520, false), (65_520, true)] {
+        let config = Config {
+            mtu,
+            ..Config::default()
+        };
+        let mut sim = Sim::with(1, config, Faults::default());
+        sim.net.answer_all(ConnectAnswer::Accept);
+        let handle = sim.connect_with(SERVER, 1 << 20);
+        if timestamps {
+            sim.socket(handle).set_tsval_generator(Some(|| 1));
+        }
+        let total = 16 << 20;
+        let (mut sent, mut seen) = (0, 0);
+        let bytes = vec![7; 1 << 20];
+        assert!(
+            // A millisecond for the end of each of two of the guest's buffers, which are short segments.
+            sim.run(Duration::from_micros(2_500), |sim| {
+                if sim.socket(handle).may_send() {
+                    let more = &bytes[..bytes.len().min(total - sent)];
+                    sent += sim.socket(handle).send_slice(more).unwrap();
+                }
+                if !sim.net.connections().is_empty() {
+                    seen += sim.net.server_read(FIRST, usize::MAX).len();
+                }
+                seen == total
+            }),
+            "{seen} of {total} with {mtu} {timestamps}"
+        );
+    }
 }
 
 #[test]

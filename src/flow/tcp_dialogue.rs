@@ -1,36 +1,35 @@
-//! Whether guest and host take turns, and how long an acknowledgement may wait for that.
+//! Whether guest and host take turns, so that an acknowledgement may wait for the answer.
 //!
-//! Comes in: that the guest sent something, and how much had been taken from the host by then. Goes out: how long an
-//! acknowledgement may wait for an answer to go with, and whether short payload is likely to be all that comes before
-//! one.
+//! Comes in: that the guest sent something, how much had been taken from the host by then, and that an answer did not
+//! come in time. Goes out: whether a segment is likely to be a request, and how long its acknowledgement may wait.
 
 use crate::net::Duration;
 
 /// How long the acknowledgement of a short segment may wait for an answer to go with: a request is
 /// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
 /// than this (RFC 9293 3.8.6.3 allows 500 ms).
-const USUAL_DELAY: Duration = Duration::from_millis(1);
+pub(super) const USUAL_DELAY: Duration = Duration::from_millis(1);
 
-/// The same where the guest has said nothing twice without an answer in between for a while: it waits for the answer. Less
-/// than Linux has it wait there (40 ms, `TCP_ATO_MIN` in `net/tcp.h`).
-const DIALOGUE_DELAY: Duration = Duration::from_millis(20);
+/// The same for a request: whoever has waited for the answer each time will wait for the next. Less than Linux has it
+/// wait there (40 ms, `TCP_ATO_MIN` in `net/tcp.h`).
+const REQUEST_DELAY: Duration = Duration::from_millis(10);
 
-/// After so many answers in a row.
-const WHILE: u8 = 4;
+/// So many answers in a row make a dialogue.
+const ANSWERS: u8 = 16;
 
 /// What is known of who spoke when.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Dialogue {
     /// What had been taken from the host when the guest last spoke.
     given: u32,
-    /// How often in a row the guest had an answer before it spoke again.
+    /// How often in a row the host had said something before the guest spoke again.
     answers: u8,
 }
 
 impl Dialogue {
     /// The guest sends more, and so much has been taken from the host.
     pub(super) const fn note_guest(&mut self, given: u32) {
-        self.answers = if self.is_answered(given) {
+        self.answers = if self.has_answer(given) {
             self.answers.saturating_add(1)
         } else {
             0
@@ -38,18 +37,31 @@ impl Dialogue {
         self.given = given;
     }
 
-    /// The guest has heard something since it last spoke, where so much has been taken from the host.
-    pub(super) const fn is_answered(&self, given: u32) -> bool {
-        given != self.given
+    /// An answer did not come in time.
+    pub(super) const fn end(&mut self) {
+        self.answers = 0;
     }
 
-    /// How long the acknowledgement of a short segment may wait.
+    /// The next segment is likely to be a request, where so much has been taken from the host.
+    pub(super) const fn expects_request(&self, given: u32) -> bool {
+        self.goes_on() && self.has_answer(given)
+    }
+
+    /// How long the acknowledgement of a request may wait.
     pub(super) const fn delay(&self) -> Duration {
-        if self.answers >= WHILE {
-            DIALOGUE_DELAY
+        if self.goes_on() {
+            REQUEST_DELAY
         } else {
             USUAL_DELAY
         }
+    }
+
+    const fn goes_on(&self) -> bool {
+        self.answers >= ANSWERS
+    }
+
+    const fn has_answer(&self, given: u32) -> bool {
+        given != self.given
     }
 }
 
@@ -57,23 +69,36 @@ impl Dialogue {
 mod tests {
     use super::*;
 
+    /// After so many answers, what the guest has been told so far.
+    fn after(answers: u8) -> (Dialogue, u32) {
+        let mut dialogue = Dialogue::default();
+        for answer in 0..=u32::from(answers) {
+            dialogue.note_guest(answer);
+        }
+        (dialogue, answers.into())
+    }
+
     #[test]
     fn an_acknowledgement_waits_longer_while_every_request_has_its_answer() {
-        let mut dialogue = Dialogue::default();
-        let mut say = |given| {
-            dialogue.note_guest(given);
-            dialogue.delay()
-        };
-        for given in [0, 10, 20, 30] {
-            assert_eq!(say(given), USUAL_DELAY, "too early at {given}");
-        }
-        assert_eq!(say(40), DIALOGUE_DELAY);
-        assert_eq!(say(50), DIALOGUE_DELAY);
+        let (dialogue, said) = after(ANSWERS - 1);
+        assert_eq!(dialogue.delay(), USUAL_DELAY);
+        assert!(!dialogue.expects_request(said + 1));
+        let (mut dialogue, said) = after(ANSWERS);
+        assert_eq!(dialogue.delay(), REQUEST_DELAY);
+        assert!(dialogue.expects_request(said + 1));
+        assert!(!dialogue.expects_request(said), "no answer yet");
         // Twice in a row: who does that may wait for the acknowledgement of the first (RFC 896).
-        assert_eq!(say(50), USUAL_DELAY);
-        for given in [60, 50, 70] {
-            assert_eq!(say(given), USUAL_DELAY, "too early at {given}");
-        }
-        assert_eq!(say(u32::MAX), DIALOGUE_DELAY);
+        dialogue.note_guest(said);
+        assert_eq!(dialogue.delay(), USUAL_DELAY);
+        assert!(!dialogue.expects_request(said + 1));
+    }
+
+    #[test]
+    fn an_answer_that_did_not_come_ends_it() {
+        let (mut dialogue, said) = after(u8::MAX);
+        assert!(dialogue.expects_request(said + 1));
+        dialogue.end();
+        dialogue.note_guest(said + 1);
+        assert_eq!(dialogue.delay(), USUAL_DELAY);
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! smoltcp copies what it receives into its ring, where it waits for the host's socket. A long segment, or one that is a
 //! request, need not, if it comes in order while nothing waits: the socket takes it from the frame, as far as it has
-//! room. smoltcp
-//! never hears of those bytes. For it the guest's stream is shorter by as many ([`Sent::skipped`]): sequence
-//! numbers are translated on the way to it, acknowledgements on the way from it, and what it would have
-//! acknowledged is acknowledged here.
+//! room. smoltcp never hears of those bytes. For it the guest's stream is shorter by as many ([`Sent::skipped`]):
+//! sequence numbers are translated on the way to it, acknowledgements on the way from it, and what it would have
+//! acknowledged is acknowledged here: that of a request a little later, since the answer may say it.
 //!
 //! [`Sent::skipped`]: super::tcp_completion::Sent::skipped
 
@@ -14,10 +13,10 @@ use smoltcp::socket::tcp::State;
 use super::tcp_completion::ahead_of;
 use super::tcp_engine::{Engine, MAX_HEADERS, length};
 use crate::buf::TxBatch;
-use crate::net::Instant;
 use crate::net::parse::{self, TcpSegment, tcp_flags};
+use crate::net::{Duration, Instant};
 
-/// Shorter payload goes by the ring, where the host's socket has several in one call, unless guest and host take turns.
+/// Shorter payload goes by the ring, out of which the host's socket has several in one call, but for requests.
 const LEAST: usize = 4096;
 
 /// Bytes by which an acknowledgement may be behind what was sent last: no window is larger (RFC 5961 5.2, RFC 7323 2.2).
@@ -34,9 +33,9 @@ impl Engine {
     /// 3.10.7.4, RFC 5961 section 5).
     pub(super) fn may_skip(&mut self, segment: &TcpSegment) -> bool {
         let line = self.line;
-        let alone = segment.payload_len > 0 && self.dialogue.is_answered(line.given);
-        let direct = alone || segment.payload_len >= LEAST;
-        if !direct || segment.flags & !tcp_flags::PSH != tcp_flags::ACK {
+        let request = segment.payload_len > 0 && self.dialogue.expects_request(line.given);
+        let long = segment.payload_len >= LEAST;
+        if !(long || request) || segment.flags & !tcp_flags::PSH != tcp_flags::ACK {
             return false;
         }
         let end = segment.seq.wrapping_add(length(segment.payload_len));
@@ -57,9 +56,17 @@ impl Engine {
         taken: usize,
     ) {
         let header = packet.len() - segment.payload_len - segment.header_len;
-        self.dialogue.note_guest(self.line.given);
-        let owed_at = now + self.ack_delay(segment);
-        self.skip(taken, owed_at, &packet[header..header + segment.header_len]);
+        if taken == segment.payload_len {
+            self.dialogue.note_guest(self.line.given);
+        }
+        let waits = segment.payload_len < LEAST && !self.is_part(segment);
+        let delay = if waits {
+            self.dialogue.delay()
+        } else {
+            Duration::ZERO
+        };
+        let header_bytes = &packet[header..header + segment.header_len];
+        self.skip(taken, now + delay, header_bytes);
         let rest = TcpSegment {
             seq: self.line.next_in,
             payload_len: segment.payload_len - taken,
@@ -88,6 +95,7 @@ impl Engine {
     fn skip(&mut self, bytes: usize, owed_at: Instant, header: &[u8]) {
         let line = &mut self.line;
         let skipped = length(bytes);
+        let owed_before = self.owes_at.filter(|_| line.sent.last.ack != line.next_in);
         line.next_in = line.next_in.wrapping_add(skipped);
         line.furthest = line.next_in;
         line.sent.skipped = line.sent.skipped.wrapping_add(skipped);
@@ -95,7 +103,6 @@ impl Engine {
         line.sent.room = line.sent.room.wrapping_add(skipped);
         self.extent.skip(bytes);
         // RFC 7323 4.3: of several that are acknowledged together, the first one's time is given back.
-        let owed_before = self.owes_at;
         self.owes_at = Some(owed_before.map_or(owed_at, |at| at.min(owed_at)));
         if owed_before.is_none()
             && let Some([_, _, _, _, echo @ ..]) = &mut line.sent.last.timestamps
@@ -118,8 +125,11 @@ impl Engine {
             return;
         };
         let due = self.expected();
-        if self.line.sent.last.ack == due || (now >= at && self.announce(now, tx, due)) {
+        if self.line.sent.last.ack == due {
             self.owes_at = None;
+        } else if now >= at && self.announce(now, tx, due) {
+            self.owes_at = None;
+            self.dialogue.end();
         }
     }
 
@@ -134,11 +144,6 @@ impl Engine {
     /// The guest has sent nothing out of order that smoltcp still holds.
     pub(super) const fn has_no_gap(&self) -> bool {
         !ahead_of(self.line.furthest, self.line.next_in)
-    }
-
-    /// When an acknowledgement is due.
-    pub(super) const fn owes_at(&self) -> Option<Instant> {
-        self.owes_at
     }
 
     /// Gives smoltcp a packet with the numbers that it expects there.

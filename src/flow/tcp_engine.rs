@@ -14,12 +14,12 @@ use super::Fate;
 use super::tcp_ahead::Ahead;
 use super::tcp_completion::{MSS, Sent, ahead_of, option};
 use super::tcp_device::{NullDevice, OnePacket, capabilities};
-use super::tcp_dialogue::Dialogue;
+use super::tcp_dialogue::{Dialogue, USUAL_DELAY};
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
 use crate::net::parse::{self, SynOptions, TcpSegment, tcp_flags};
-use crate::net::{Duration, Instant, emit};
+use crate::net::{Duration, Instant, TCP_HEADER, emit};
 
 pub use super::tcp_completion::LastSent;
 pub use super::tcp_device::Path;
@@ -345,19 +345,20 @@ impl Engine {
         Fate::Answered
     }
 
-    /// How long the acknowledgement of a segment may wait. What fills a segment is part of more, whose sender is
-    /// waiting for room.
-    pub(super) fn ack_delay(&self, segment: &TcpSegment) -> Duration {
-        let short = segment.payload_len < usize::from(self.mss()) && !segment.has(tcp_flags::FIN);
-        if short {
-            self.dialogue.delay()
-        } else {
-            Duration::ZERO
-        }
+    /// More of the same is likely to come, whose sender may wait for the acknowledgement: a segment is full, with its
+    /// options (RFC 6691 section 2), or the guest's window is.
+    pub(super) fn is_part(&self, segment: &TcpSegment) -> bool {
+        let whole = usize::from(self.mss());
+        let options = segment.header_len.saturating_sub(TCP_HEADER);
+        let end = segment.seq.wrapping_add(length(segment.payload_len));
+        let left = self.line.sent.edge.wrapping_sub(end);
+        segment.payload_len + options >= whole || left < u32::from(self.mss())
     }
 
+    /// What ends the stream, or is part of more, is acknowledged at once.
     pub(super) fn delay_answer(&mut self, segment: &TcpSegment) {
-        let delay = self.ack_delay(segment);
+        let waits = !self.is_part(segment) && !segment.has(tcp_flags::FIN);
+        let delay = if waits { USUAL_DELAY } else { Duration::ZERO };
         self.socket().set_ack_delay(Some(delay));
     }
 
