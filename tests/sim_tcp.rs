@@ -13,7 +13,7 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
-use tapgate::net::Duration;
+use tapgate::net::{Duration, Instant};
 
 const SERVER: &str = "192.0.2.1:80";
 const FIRST: SocketId = SocketId(0);
@@ -54,14 +54,27 @@ fn bytes_go_both_ways_and_both_ends_close() {
     assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
 }
 
-/// The guest asks, and the host has heard it; true when the guest was told so within this time, without an answer.
-fn is_acknowledged_within(sim: &mut Sim, handle: SocketHandle, millis: u64) -> bool {
+/// The guest asks, and the host hears it; gives the time.
+fn ask(sim: &mut Sim, handle: SocketHandle) -> Instant {
     sim.socket(handle).send_slice(b"question").unwrap();
-    let told = sim.run(Duration::from_millis(millis), |sim| {
-        sim.socket(handle).send_queue() == 0
-    });
-    assert_eq!(sim.net.server_read(FIRST, 100), b"question");
-    told
+    let asked = sim.clock.now();
+    let mut heard = Vec::new();
+    assert!(sim.run(seconds(1), |sim| {
+        heard.extend(sim.net.server_read(FIRST, 100));
+        heard == b"question"
+    }));
+    asked
+}
+
+fn is_acknowledged(sim: &mut Sim, handle: SocketHandle) -> bool {
+    sim.socket(handle).send_queue() == 0
+}
+
+/// How long it takes until a question without an answer is acknowledged.
+fn acknowledged_after(sim: &mut Sim, handle: SocketHandle) -> Duration {
+    let asked = ask(sim, handle);
+    assert!(sim.run(seconds(1), |sim| is_acknowledged(sim, handle)));
+    sim.clock.now() - asked
 }
 
 fn answer(sim: &mut Sim, handle: SocketHandle) {
@@ -79,27 +92,50 @@ fn answer(sim: &mut Sim, handle: SocketHandle) {
 #[test]
 fn who_takes_turns_with_the_host_is_acknowledged_by_the_answers() {
     let (mut sim, handle) = established();
+    let millis = Duration::from_millis;
     for _ in 0..17 {
-        assert!(is_acknowledged_within(&mut sim, handle, 2), "too late");
+        let after = acknowledged_after(&mut sim, handle);
+        assert!((millis(1)..millis(2)).contains(&after), "{after}");
         answer(&mut sim, handle);
     }
     for _ in 0..3 {
-        assert!(!is_acknowledged_within(&mut sim, handle, 8), "too early");
+        let think = ask(&mut sim, handle) + millis(8);
+        sim.wake = Some(think);
+        assert!(sim.run(seconds(1), |sim| sim.clock.now() >= think));
+        sim.wake = None;
+        assert!(!is_acknowledged(&mut sim, handle), "too early");
         answer(&mut sim, handle);
     }
-    assert!(!is_acknowledged_within(&mut sim, handle, 8), "too early");
-    assert!(
-        sim.run(Duration::from_millis(4), |sim| {
-            sim.socket(handle).send_queue() == 0
-        }),
-        "too late"
-    );
-    // An answer that did not come in time ends that, and so does who speaks twice: it may wait for acknowledgements.
-    assert!(is_acknowledged_within(&mut sim, handle, 2), "too late");
+    let after = acknowledged_after(&mut sim, handle);
+    assert!((millis(10)..millis(11)).contains(&after), "{after}");
+    answer(&mut sim, handle);
+    // That was no answer in time: the guest may wait for acknowledgements.
+    let after = acknowledged_after(&mut sim, handle);
+    assert!((millis(1)..millis(2)).contains(&after), "{after}");
     sim.net.server_shutdown(FIRST);
     sim.socket(handle).close();
     sim.settle(seconds(60));
     assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
+}
+
+/// Where a window is hardly larger than a segment, a short request fills neither.
+#[test]
+fn a_request_may_have_its_answer_first_whatever_the_mtu() {
+    for mtu in [576, 1500, 9000, 65_520] {
+        let config = Config {
+            mtu,
+            ..Config::default()
+        };
+        let mut sim = Sim::with(1, config, Faults::default());
+        sim.net.answer_all(ConnectAnswer::Accept);
+        let handle = sim.connect(SERVER);
+        assert!(sim.run(seconds(1), |sim| sim.socket(handle).may_send()));
+        sim.socket(handle).send_slice(&[b'q'; 300]).unwrap();
+        let asked = sim.clock.now();
+        assert!(sim.run(seconds(1), |sim| is_acknowledged(sim, handle)));
+        let after = sim.clock.now() - asked;
+        assert!(after >= Duration::from_millis(1), "{after} at {mtu}");
+    }
 }
 
 /// A segment that is full has no room for its options beside the largest payload.
@@ -120,7 +156,7 @@ fn a_guest_that_fills_the_window_does_not_wait_for_its_acknowledgement() {
         let (mut sent, mut seen) = (0, 0);
         let bytes = vec![7; 1 << 20];
         assert!(
-            // A millisecond for the end of each of two of the guest's buffers, which are short segments.
+            // Twenty round trips of 100 us, the window being small in the first ones, and not one wait of a millisecond.
             sim.run(Duration::from_micros(2_500), |sim| {
                 if sim.socket(handle).may_send() {
                     let more = &bytes[..bytes.len().min(total - sent)];

@@ -188,7 +188,7 @@ impl Engine {
         if let Ok(bytes @ 1..) = sent {
             self.note_told(&segment);
             self.line.sent.last.seq = segment.seq;
-            self.owes_at = None;
+            self.owed = None;
             let bytes_sent = length(bytes);
             self.withhold(bytes_sent);
             self.ahead.outstanding += bytes_sent;

@@ -1,18 +1,22 @@
 //! Whether guest and host take turns, so that an acknowledgement may wait for the answer.
 //!
 //! Comes in: that the guest sent something, how much had been taken from the host by then, and that an answer did not
-//! come in time. Goes out: whether a segment is likely to be a request, and how long its acknowledgement may wait.
+//! come in time. Goes out: whether a segment is likely to be a request.
 
-use crate::net::Duration;
+use crate::net::{Duration, Instant};
 
-/// How long the acknowledgement of a short segment may wait for an answer to go with: a request is
-/// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
-/// than this (RFC 9293 3.8.6.3 allows 500 ms).
-pub(super) const USUAL_DELAY: Duration = Duration::from_millis(1);
+/// How long the acknowledgement of a request may wait: whoever has waited for the answer each time will wait for the
+/// next. Less than Linux has it wait there (40 ms, `TCP_ATO_MIN` in `net/tcp.h`).
+pub(super) const REQUEST_DELAY: Duration = Duration::from_millis(10);
 
-/// The same for a request: whoever has waited for the answer each time will wait for the next. Less than Linux has it
-/// wait there (40 ms, `TCP_ATO_MIN` in `net/tcp.h`).
-const REQUEST_DELAY: Duration = Duration::from_millis(10);
+/// An acknowledgement that smoltcp does not know of; of two, that which is due first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Owed {
+    /// When it is due.
+    pub(super) at: Instant,
+    /// It waits for an answer.
+    pub(super) waits: bool,
+}
 
 /// So many answers in a row make a dialogue.
 const ANSWERS: u8 = 16;
@@ -44,20 +48,7 @@ impl Dialogue {
 
     /// The next segment is likely to be a request, where so much has been taken from the host.
     pub(super) const fn expects_request(&self, given: u32) -> bool {
-        self.goes_on() && self.has_answer(given)
-    }
-
-    /// How long the acknowledgement of a request may wait.
-    pub(super) const fn delay(&self) -> Duration {
-        if self.goes_on() {
-            REQUEST_DELAY
-        } else {
-            USUAL_DELAY
-        }
-    }
-
-    const fn goes_on(&self) -> bool {
-        self.answers >= ANSWERS
+        self.answers >= ANSWERS && self.has_answer(given)
     }
 
     const fn has_answer(&self, given: u32) -> bool {
@@ -79,17 +70,14 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_waits_longer_while_every_request_has_its_answer() {
+    fn a_request_is_expected_where_each_had_its_answer() {
         let (dialogue, said) = after(ANSWERS - 1);
-        assert_eq!(dialogue.delay(), USUAL_DELAY);
-        assert!(!dialogue.expects_request(said + 1));
+        assert!(!dialogue.expects_request(said + 1), "too early");
         let (mut dialogue, said) = after(ANSWERS);
-        assert_eq!(dialogue.delay(), REQUEST_DELAY);
         assert!(dialogue.expects_request(said + 1));
         assert!(!dialogue.expects_request(said), "no answer yet");
         // Twice in a row: who does that may wait for the acknowledgement of the first (RFC 896).
         dialogue.note_guest(said);
-        assert_eq!(dialogue.delay(), USUAL_DELAY);
         assert!(!dialogue.expects_request(said + 1));
     }
 
@@ -98,7 +86,8 @@ mod tests {
         let (mut dialogue, said) = after(u8::MAX);
         assert!(dialogue.expects_request(said + 1));
         dialogue.end();
+        assert!(!dialogue.expects_request(said + 1));
         dialogue.note_guest(said + 1);
-        assert_eq!(dialogue.delay(), USUAL_DELAY);
+        assert!(!dialogue.expects_request(said + 2));
     }
 }

@@ -1,8 +1,8 @@
 //! The direct way from the guest: out of the frame into the host's socket, past the ring.
 //!
-//! smoltcp copies what it receives into its ring, where it waits for the host's socket. A long segment, or one that is a
-//! request, need not, if it comes in order while nothing waits: the socket takes it from the frame, as far as it has
-//! room. smoltcp never hears of those bytes. For it the guest's stream is shorter by as many ([`Sent::skipped`]):
+//! smoltcp copies what it receives into its ring, where it waits for the host's socket. A long segment, or one that
+//! is a request, need not, if it comes in order while nothing waits: the socket takes it from the frame, as far as it
+//! has room. smoltcp never hears of those bytes. For it the guest's stream is shorter by as many ([`Sent::skipped`]):
 //! sequence numbers are translated on the way to it, acknowledgements on the way from it, and what it would have
 //! acknowledged is acknowledged here: that of a request a little later, since the answer may say it.
 //!
@@ -11,10 +11,11 @@
 use smoltcp::socket::tcp::State;
 
 use super::tcp_completion::ahead_of;
+use super::tcp_dialogue::{Owed, REQUEST_DELAY};
 use super::tcp_engine::{Engine, MAX_HEADERS, length};
 use crate::buf::TxBatch;
+use crate::net::Instant;
 use crate::net::parse::{self, TcpSegment, tcp_flags};
-use crate::net::{Duration, Instant};
 
 /// Shorter payload goes by the ring, out of which the host's socket has several in one call, but for requests.
 const LEAST: usize = 4096;
@@ -60,13 +61,9 @@ impl Engine {
             self.dialogue.note_guest(self.line.given);
         }
         let waits = segment.payload_len < LEAST && !self.is_part(segment);
-        let delay = if waits {
-            self.dialogue.delay()
-        } else {
-            Duration::ZERO
-        };
-        let header_bytes = &packet[header..header + segment.header_len];
-        self.skip(taken, now + delay, header_bytes);
+        let at = if waits { now + REQUEST_DELAY } else { now };
+        let tcp = &packet[header..header + segment.header_len];
+        self.skip(taken, Owed { at, waits }, tcp);
         let rest = TcpSegment {
             seq: self.line.next_in,
             payload_len: segment.payload_len - taken,
@@ -90,12 +87,12 @@ impl Engine {
         }
     }
 
-    /// The host's socket has taken payload that smoltcp will not hear of; it came with this header, and its
-    /// acknowledgement may wait until then.
-    fn skip(&mut self, bytes: usize, owed_at: Instant, header: &[u8]) {
+    /// The host's socket has taken payload that smoltcp will not hear of; it came with this header.
+    fn skip(&mut self, bytes: usize, owed: Owed, header: &[u8]) {
         let line = &mut self.line;
         let skipped = length(bytes);
-        let owed_before = self.owes_at.filter(|_| line.sent.last.ack != line.next_in);
+        // An answer may have carried what was owed.
+        let before = self.owed.filter(|_| line.sent.last.ack != line.next_in);
         line.next_in = line.next_in.wrapping_add(skipped);
         line.furthest = line.next_in;
         line.sent.skipped = line.sent.skipped.wrapping_add(skipped);
@@ -103,8 +100,8 @@ impl Engine {
         line.sent.room = line.sent.room.wrapping_add(skipped);
         self.extent.skip(bytes);
         // RFC 7323 4.3: of several that are acknowledged together, the first one's time is given back.
-        self.owes_at = Some(owed_before.map_or(owed_at, |at| at.min(owed_at)));
-        if owed_before.is_none()
+        self.owed = Some(before.map_or(owed, |before| before.min(owed)));
+        if before.is_none()
             && let Some([_, _, _, _, echo @ ..]) = &mut line.sent.last.timestamps
             && let Some(time) = parse::syn_options(header).timestamp
         {
@@ -121,15 +118,17 @@ impl Engine {
 
     /// Acknowledges what smoltcp does not know of, unless a segment of its own has done so.
     pub(super) fn acknowledge(&mut self, now: Instant, tx: &mut TxBatch) {
-        let Some(at) = self.owes_at else {
+        let Some(owed) = self.owed else {
             return;
         };
         let due = self.expected();
         if self.line.sent.last.ack == due {
-            self.owes_at = None;
-        } else if now >= at && self.announce(now, tx, due) {
-            self.owes_at = None;
-            self.dialogue.end();
+            self.owed = None;
+        } else if now >= owed.at && self.announce(now, tx, due) {
+            self.owed = None;
+            if owed.waits {
+                self.dialogue.end();
+            }
         }
     }
 

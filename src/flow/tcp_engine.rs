@@ -14,7 +14,7 @@ use super::Fate;
 use super::tcp_ahead::Ahead;
 use super::tcp_completion::{MSS, Sent, ahead_of, option};
 use super::tcp_device::{NullDevice, OnePacket, capabilities};
-use super::tcp_dialogue::{Dialogue, USUAL_DELAY};
+use super::tcp_dialogue::{Dialogue, Owed};
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
 use crate::buf::TxBatch;
@@ -33,6 +33,11 @@ pub(super) const RING_SCALE: u32 = (RING.ilog2() + 1).saturating_sub(16);
 
 /// Headers of a segment without payload are no longer than this: 60 bytes each at most.
 pub(super) const MAX_HEADERS: usize = 120;
+
+/// How long the acknowledgement of a short segment may wait for an answer to go with: a request is
+/// mostly answered sooner, and a guest that waits for the acknowledgement alone (Nagle) loses no more
+/// than this (RFC 9293 3.8.6.3 allows 500 ms).
+const ACK_DELAY: Duration = Duration::from_millis(1);
 
 // Flows are many: a smoltcp feature that fattens these shows here (design.md 1.3).
 const _: () = assert!(
@@ -84,8 +89,8 @@ pub struct Engine {
     handle: SocketHandle,
     pub(super) path: Path,
     pub(super) line: Line,
-    /// What the host took directly is not acknowledged yet, and is to be by this time.
-    pub(super) owes_at: Option<Instant>,
+    /// What the host took directly is not acknowledged yet.
+    pub(super) owed: Option<Owed>,
     pub(super) dialogue: Dialogue,
     /// How much of the rings has been written to.
     pub(super) extent: Extent,
@@ -122,7 +127,7 @@ impl Engine {
             handle,
             path,
             line: Line::default(),
-            owes_at: None,
+            owed: None,
             dialogue: Dialogue::default(),
             extent,
             ends: emit::Ends {
@@ -144,7 +149,7 @@ impl Engine {
         self.interface = interface((now, seed), path, local);
         self.path = path;
         self.line = Line::default();
-        self.owes_at = None;
+        self.owed = None;
         self.dialogue = Dialogue::default();
         self.extent.restart();
         self.varied = false;
@@ -345,20 +350,20 @@ impl Engine {
         Fate::Answered
     }
 
-    /// More of the same is likely to come, whose sender may wait for the acknowledgement: a segment is full, with its
-    /// options (RFC 6691 section 2), or the guest's window is.
+    /// More of the same is likely to come, whose sender may wait for the acknowledgement: the segment is full, with its
+    /// options (RFC 9293 3.7.1), or the window that the guest was given is (3.8.6.2.1).
     pub(super) fn is_part(&self, segment: &TcpSegment) -> bool {
         let whole = usize::from(self.mss());
         let options = segment.header_len.saturating_sub(TCP_HEADER);
-        let end = segment.seq.wrapping_add(length(segment.payload_len));
-        let left = self.line.sent.edge.wrapping_sub(end);
-        segment.payload_len + options >= whole || left < u32::from(self.mss())
+        let window = self.line.sent.edge.wrapping_sub(segment.seq);
+        let left = window.saturating_sub(length(segment.payload_len));
+        segment.payload_len + options >= whole || left < u32::from(self.mss()).min(window / 2)
     }
 
     /// What ends the stream, or is part of more, is acknowledged at once.
     pub(super) fn delay_answer(&mut self, segment: &TcpSegment) {
         let waits = !self.is_part(segment) && !segment.has(tcp_flags::FIN);
-        let delay = if waits { USUAL_DELAY } else { Duration::ZERO };
+        let delay = if waits { ACK_DELAY } else { Duration::ZERO };
         self.socket().set_ack_delay(Some(delay));
     }
 

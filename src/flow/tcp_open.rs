@@ -259,7 +259,7 @@ impl<S: TcpSocket> Open<S> {
             && socket.state() == state
             && socket.send_queue() == 0
             && socket.recv_queue() == 0
-            && self.engine.owes_at.is_none()
+            && self.engine.owed.is_none()
             && self.engine.ahead.is_settled()
             && self.engine.has_no_gap()
             && self.engine.is_known_already() == 0
@@ -476,7 +476,8 @@ impl<S: TcpSocket> Open<S> {
             self.engine.poll_at(now)
         };
         let at = due.unwrap_or(now + TIME_WAIT).max(now);
-        let owed = self.engine.owes_at.filter(|_| !self.silent);
+        let owed = self.engine.owed.filter(|_| !self.silent);
+        let owed = owed.map(|owed| owed.at);
         let others = [self.guest_deadline, self.engine.ahead.due(), owed];
         others.into_iter().flatten().fold(at, Instant::min)
     }

@@ -99,7 +99,7 @@ impl KernelHost {
                 (Dns::Off, _) | (Dns::Host, None) => Resolvers::Fixed(Vec::new()),
             },
             inside: Inside::default(),
-            pipes: Pipes::default(),
+            pipes: Pipes::new(config.workers),
             reserve,
             own_events: Vec::new(),
         })

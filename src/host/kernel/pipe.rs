@@ -18,8 +18,8 @@ use crate::sys::reserve::Reserve;
 /// Bytes of a large pipe. Measured on Linux 6.18, processor seconds for a gigabyte: 0.19, at 256 KiB 0.21, at 1 MiB
 /// 0.19; at the default of 64 KiB far more.
 const LARGE: i32 = 512 * 1024;
-/// Large pipes of one worker at once: those of the most workers are half of what a user's pipes may have together by default.
-const MOST_LARGE: usize = 8;
+/// Large pipes of all workers at once: at most a quarter of what a user's pipes may have together by default.
+const MOST_LARGE: usize = 32;
 /// Pipes that are kept for the next to need one.
 const MOST_IDLE: usize = 16;
 /// Bytes that are asked for at once: more than any pipe holds.
@@ -81,13 +81,23 @@ impl Pipe<KernelTcp> for KernelPipe {
 }
 
 /// Pipes for all connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pipes {
     idle: Vec<KernelPipe>,
     large: Arc<()>,
+    most_large: usize,
 }
 
 impl Pipes {
+    /// The pipes of one of so many workers.
+    pub(super) fn new(workers: usize) -> Self {
+        Self {
+            idle: Vec::new(),
+            large: Arc::default(),
+            most_large: MOST_LARGE / workers.max(1),
+        }
+    }
+
     /// A pipe that was given back, or a new one.
     pub(super) fn take(&mut self) -> io::Result<KernelPipe> {
         if let Some(pipe) = self.idle.pop() {
@@ -95,7 +105,7 @@ impl Pipes {
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // One more than there are.
-        let room = Arc::strong_count(&self.large) <= MOST_LARGE;
+        let room = Arc::strong_count(&self.large) <= self.most_large;
         // A refusal costs speed alone.
         let large = room && fcntl(&write, FcntlArg::F_SETPIPE_SZ(LARGE)).is_ok();
         Ok(KernelPipe {
