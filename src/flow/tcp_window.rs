@@ -121,10 +121,10 @@ impl Engine {
         segment: &TcpSegment,
         (packet, header): (&[u8], usize),
     ) {
+        self.delay_answer(segment);
         let options = header..header + segment.header_len;
         self.note_ahead(now, segment, &packet[options]);
         self.note_segment(segment);
-        self.delay_answer(segment);
         let opened = self.open_at_the_end(segment, packet);
         let packet = opened.as_deref().unwrap_or(packet);
         if segment.has(tcp_flags::FIN) && self.is_beyond_window(segment) {
