@@ -1,22 +1,14 @@
 //! Whether guest and host take turns, so that an acknowledgement may wait for the answer.
 //!
 //! Comes in: that the guest sent something, how much had been taken from the host by then, and that an answer did not
-//! come in time. Goes out: whether a segment is likely to be a request.
+//! come in time. Goes out: whether a segment is likely to be a request, and how long the acknowledgement of one
+//! may wait.
 
-use crate::net::{Duration, Instant};
+use crate::net::Duration;
 
 /// How long the acknowledgement of a request may wait: whoever has waited for the answer each time will wait for the
 /// next. Less than Linux has it wait there (40 ms, `TCP_ATO_MIN` in `net/tcp.h`).
 pub(super) const REQUEST_DELAY: Duration = Duration::from_millis(10);
-
-/// An acknowledgement that smoltcp does not know of; of two, that which is due first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Owed {
-    /// When it is due.
-    pub(super) at: Instant,
-    /// It waits for an answer.
-    pub(super) waits: bool,
-}
 
 /// So many answers in a row make a dialogue.
 const ANSWERS: u8 = 16;

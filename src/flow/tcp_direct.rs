@@ -11,7 +11,7 @@
 use smoltcp::socket::tcp::State;
 
 use super::tcp_completion::ahead_of;
-use super::tcp_dialogue::{Owed, REQUEST_DELAY};
+use super::tcp_dialogue::REQUEST_DELAY;
 use super::tcp_engine::{Engine, MAX_HEADERS, length};
 use crate::buf::TxBatch;
 use crate::net::Instant;
@@ -27,6 +27,15 @@ const OLDEST: u32 = 1 << 30;
 const SEQUENCE: usize = 4;
 const ACKNOWLEDGEMENT: usize = 8;
 pub(super) const FLAGS: usize = 13;
+
+/// An acknowledgement that smoltcp does not know of. The lesser of two is due first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Owed {
+    /// When it is due.
+    pub(super) at: Instant,
+    /// It waits for an answer.
+    pub(super) waits: bool,
+}
 
 impl Engine {
     /// The host's socket may have a segment's payload at once: it is next in the stream, nothing is left
@@ -57,6 +66,7 @@ impl Engine {
         taken: usize,
     ) {
         let header = packet.len() - segment.payload_len - segment.header_len;
+        // What the ring takes counts there.
         if taken == segment.payload_len {
             self.dialogue.note_guest(self.line.given);
         }

@@ -476,8 +476,7 @@ impl<S: TcpSocket> Open<S> {
             self.engine.poll_at(now)
         };
         let at = due.unwrap_or(now + TIME_WAIT).max(now);
-        let owed = self.engine.owed.filter(|_| !self.silent);
-        let owed = owed.map(|owed| owed.at);
+        let owed = self.engine.owed.filter(|_| !self.silent).map(|it| it.at);
         let others = [self.guest_deadline, self.engine.ahead.due(), owed];
         others.into_iter().flatten().fold(at, Instant::min)
     }
