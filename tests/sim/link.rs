@@ -279,6 +279,8 @@ struct Window {
     edge: Option<u32>,
     /// It was one unit or none the last time: that is not held against the stack.
     tiny: bool,
+    /// Behind the furthest payload that the guest has sent.
+    sent: Option<u32>,
 }
 
 impl Windows {
@@ -302,6 +304,19 @@ impl Windows {
         if tcp[13] & ACK != 0 && window.edge.is_none_or(|before| ahead(edge, before)) {
             window.edge = Some(edge);
         }
+        let end = end(tcp);
+        if !is_syn && window.sent.is_none_or(|sent| ahead(end, sent)) {
+            window.sent = Some(end);
+        }
+    }
+
+    /// A segment that goes to the guest leaves something of the guest's outstanding, and closes the window.
+    pub(crate) fn closes_behind(&self, packet: &[u8]) -> bool {
+        let Some(tcp) = tcp_at(packet).map(|tcp| &packet[tcp..]) else {
+            return false;
+        };
+        let sent = self.0.get(&port(tcp, 2)).and_then(|window| window.sent);
+        tcp[14..16] == [0, 0] && sent.is_some_and(|sent| ahead(sent, word(tcp, 8)))
     }
 
     /// Nothing is sent beyond the window but the one byte that probes it (RFC 9293 3.8.6.1): Linux
@@ -310,14 +325,20 @@ impl Windows {
         let Some(tcp) = tcp_of(frame) else {
             return;
         };
-        let payload = tcp.len() - usize::from(tcp[12] >> 4) * 4;
-        let end = word(tcp, 4).wrapping_add(u32::try_from(payload).unwrap());
+        let end = end(tcp);
         let window = self.0.get(&port(tcp, 2)).filter(|window| !window.tiny);
         let beyond = window
             .and_then(|window| window.edge)
             .is_some_and(|edge| ahead(end, edge));
-        assert!(payload <= 1 || !beyond, "beyond the guest's window");
+        let probe = end.wrapping_sub(word(tcp, 4)) <= 1;
+        assert!(probe || !beyond, "beyond the guest's window");
     }
+}
+
+/// The sequence number behind a segment's payload.
+fn end(tcp: &[u8]) -> u32 {
+    let payload = tcp.len() - usize::from(tcp[12] >> 4) * 4;
+    word(tcp, 4).wrapping_add(u32::try_from(payload).unwrap())
 }
 
 fn port(tcp: &[u8], at: usize) -> u16 {

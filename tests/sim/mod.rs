@@ -517,7 +517,8 @@ impl Sim {
     }
 
     /// smoltcp 0.14 forgets its retransmission timer when three duplicate acknowledgements arrive
-    /// while nothing but its FIN is outstanding. Our engine guards itself (`flow/tcp_engine.rs`);
+    /// while nothing but its FIN is outstanding, and when a window closes in front of what is outstanding:
+    /// what it sends again after a loss may lie beyond the window. Our engine guards itself (`flow/tcp_engine.rs`);
     /// the guest here is guarded by the link, in the same way: by a window that varies.
     fn keep_guest_from_stalling(&mut self, packet: &mut [u8]) {
         let header = if self.guest.is_ipv4() { 20 } else { 40 };
@@ -535,7 +536,7 @@ impl Sim {
                     .local_endpoint()
                     .is_some_and(|local| local.port == port)
         });
-        if empty && closing {
+        if empty && (closing || self.windows.closes_behind(packet)) {
             let window = 1 + u16::try_from(self.random.below(1000)).unwrap();
             packet[header + 14..header + 16].copy_from_slice(&window.to_be_bytes());
             sum_tcp(packet);
