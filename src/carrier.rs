@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::busy_poll::BusyPoll;
 use crate::control::Command;
-use crate::event_loop::{Ended, EventLoop, Failed, Next, Turned, Woken};
+use crate::event_loop::{Batches, Ended, EventLoop, Failed, Next, Turned, Woken};
 use crate::lending::{Due, Lending};
 use crate::link::{Link, Look};
 
@@ -46,8 +46,8 @@ impl<L: Link> Carried<L> {
         }
     }
 
-    fn turn(&mut self, look: Look) -> Result<Turned, Failed> {
-        self.last = self.event_loop.turn(look)?;
+    fn turn(&mut self, batches: &mut Batches, look: Look) -> Result<Turned, Failed> {
+        self.last = self.event_loop.turn(batches, look)?;
         if self.last.moved {
             self.in_vain = 0;
         }
@@ -59,9 +59,9 @@ impl<L: Link> Carried<L> {
     }
 
     /// A turn to look for more.
-    fn look(&mut self) -> Result<Turned, Failed> {
+    fn look(&mut self, batches: &mut Batches) -> Result<Turned, Failed> {
         self.in_vain = self.in_vain.saturating_add(1);
-        self.turn(Look::Anyway)
+        self.turn(batches, Look::Anyway)
     }
 
     /// As if it had been looked at, in vain.
@@ -86,6 +86,7 @@ enum Event<L> {
 /// A thread, and the loops that it carries.
 pub struct Carrier<L> {
     loops: Vec<Carried<L>>,
+    batches: Batches,
     lending: Lending<Box<EventLoop<L>>>,
     busy_poll: BusyPoll,
 }
@@ -103,6 +104,7 @@ impl<L: Link> Carrier<L> {
                 .into_iter()
                 .map(|each| Carried::new(Box::new(each)))
                 .collect(),
+            batches: Batches::default(),
             lending,
             busy_poll: BusyPoll::new(busy_poll),
         }
@@ -200,11 +202,11 @@ impl<L: Link> Carrier<L> {
     /// A turn of every loop, as `take` takes it.
     fn turn_each(
         &mut self,
-        mut take: impl FnMut(&mut Carried<L>) -> Result<Turned, Failed>,
+        mut take: impl FnMut(&mut Carried<L>, &mut Batches) -> Result<Turned, Failed>,
     ) -> Result<Turned, Failed> {
         let (mut all, mut busy) = (Turned::NOTHING, 0);
         for each in &mut self.loops {
-            let turned = take(each)?;
+            let turned = take(each, &mut self.batches)?;
             busy += usize::from(turned.moved);
             all = all.and(turned);
         }
@@ -214,7 +216,7 @@ impl<L: Link> Carrier<L> {
 
     /// One turn of every loop.
     fn turn(&mut self) -> Result<Turned, Failed> {
-        self.turn_each(|each| each.turn(Look::WhenTold))
+        self.turn_each(|each, batches| each.turn(batches, Look::WhenTold))
     }
 
     /// Looks for more for a while, if there is nothing to do; what comes is done at once.
@@ -242,9 +244,9 @@ impl<L: Link> Carrier<L> {
     /// Looks at every loop, but seldom at quiet ones beside others.
     fn look_once(&mut self, time: u32) -> Result<Turned, Failed> {
         let all = time.is_multiple_of(SELDOM) || self.loops.iter().all(Carried::is_quiet);
-        self.turn_each(|each| {
+        self.turn_each(|each, batches| {
             if all || !each.is_quiet() {
-                each.look()
+                each.look(batches)
             } else {
                 Ok(each.pass_over())
             }

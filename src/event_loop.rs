@@ -1,7 +1,7 @@
 //! The loop that moves frames and events, turn by turn.
 //!
-//! Owns the link, the host, the stack and both batches. Where several of them serve one network, what is
-//! another's is handed over after a turn. A turn reads the clock once, takes a batch
+//! Owns the link, the host and the stack; the batches are lent for a turn by the thread that carries it. Where several
+//! loops serve one network, what is another's is handed over after a turn. A turn reads the clock once, takes a batch
 //! of frames, a batch of events and what is overdue, lets the flows move bytes, and sends what was
 //! produced. Every batch is bounded, so no flow keeps the others waiting for longer than a turn. When to take the
 //! next turn is `carrier.rs`'s to know.
@@ -119,6 +119,23 @@ pub struct Incoming {
     pub handover: Handover<KernelHost>,
 }
 
+/// What a turn fills and empties. A thread has one for all its loops: memory that the last turn used is in the caches.
+pub struct Batches {
+    rx: RxBatch,
+    tx: TxBatch,
+    events: Vec<crate::host::Event>,
+}
+
+impl Default for Batches {
+    fn default() -> Self {
+        Self {
+            rx: RxBatch::new(RX_FRAMES, RX_BYTES),
+            tx: TxBatch::new(TX_FRAMES, TX_BYTES),
+            events: Vec::with_capacity(256),
+        }
+    }
+}
+
 /// The loop and all that it owns.
 pub struct EventLoop<L> {
     link: L,
@@ -126,9 +143,6 @@ pub struct EventLoop<L> {
     stack: Stack<KernelHost>,
     incoming: Incoming,
     epoch: Instant,
-    rx: RxBatch,
-    tx: TxBatch,
-    events: Vec<crate::host::Event>,
     /// When what the stack holds is told next.
     tells_at: stack::Instant,
 }
@@ -143,9 +157,6 @@ impl<L: Link> EventLoop<L> {
             stack,
             incoming,
             epoch: Instant::now(),
-            rx: RxBatch::new(RX_FRAMES, RX_BYTES),
-            tx: TxBatch::new(TX_FRAMES, TX_BYTES),
-            events: Vec::with_capacity(256),
             tells_at: stack::Instant::ZERO,
         }
     }
@@ -205,26 +216,24 @@ impl<L: Link> EventLoop<L> {
         ready.map_or(Poll::Pending, |ready| ready.map_ok(|()| Woken::Ready))
     }
 
-    /// One turn.
+    /// One turn, which leaves the batches empty.
     ///
     /// # Errors
     /// When the link or the poller is gone.
-    pub fn turn(&mut self, look: Look) -> Result<Turned, Failed> {
+    pub fn turn(&mut self, batches: &mut Batches, look: Look) -> Result<Turned, Failed> {
+        let Batches { rx, tx, events } = batches;
         let now = now(self.epoch);
         let spliced = self.stack.counters().bytes_spliced;
         let (mut frames, mut bytes, mut more_frames) = (0, 0, true);
         while more_frames && frames < TURN_FRAMES && bytes < TURN_BYTES {
-            self.rx.clear();
-            more_frames = self
-                .link
-                .receive(&mut self.rx, look)
-                .map_err(Failed::Link)?;
+            rx.clear();
+            more_frames = self.link.receive(rx, look).map_err(Failed::Link)?;
             let mut turn = Turn {
                 now,
                 host: &mut self.host,
-                tx: &mut self.tx,
+                tx,
             };
-            for (frame, meta) in self.rx.frames() {
+            for (frame, meta) in rx.frames() {
                 self.stack.handle_frame(&mut turn, frame, meta);
                 frames += 1;
                 bytes += frame.len();
@@ -232,12 +241,12 @@ impl<L: Link> EventLoop<L> {
         }
         let more_events = self
             .host
-            .poll_events(&mut self.events, look)
+            .poll_events(events, look)
             .map_err(Failed::Poller)?;
         let mut turn = Turn {
             now,
             host: &mut self.host,
-            tx: &mut self.tx,
+            tx,
         };
         let mut handed = 0;
         while handed < TURN_HANDED
@@ -246,8 +255,8 @@ impl<L: Link> EventLoop<L> {
             self.stack.handle_handed(&mut turn, thing);
             handed += 1;
         }
-        let moved = frames + handed > 0 || !self.events.is_empty();
-        for event in self.events.drain(..) {
+        let moved = frames + handed > 0 || !events.is_empty();
+        for event in events.drain(..) {
             self.stack.handle_host(&mut turn, event);
         }
         if self.link.is_back() {
@@ -261,8 +270,8 @@ impl<L: Link> EventLoop<L> {
             }
         }
         let spliced = self.stack.counters().bytes_spliced - spliced;
-        let bulk = (bytes + self.tx.bytes()) as u64 + spliced > BULK;
-        self.link.transmit(&mut self.tx).map_err(Failed::Link)?;
+        let bulk = (bytes + tx.bytes()) as u64 + spliced > BULK;
+        self.link.transmit(tx).map_err(Failed::Link)?;
         if now >= self.tells_at {
             self.tells_at = now + BETWEEN_SIZES;
             self.stack.tell_sizes();
