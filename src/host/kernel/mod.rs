@@ -18,6 +18,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -68,8 +69,7 @@ enum Resolvers {
 pub struct KernelHost {
     poller: Watched<EventSet>,
     events: Vec<EpollEvent>,
-    outbound: Option<Outbound>,
-    outbound6: Option<Outbound>,
+    config: Arc<Config>,
     resolvers: Resolvers,
     inside: Inside,
     pipes: Pipes,
@@ -84,12 +84,14 @@ impl KernelHost {
     ///
     /// # Errors
     /// When no descriptor is left.
-    pub fn new(config: &Config, resolv_conf: Option<Source>, reserve: Reserve) -> io::Result<Self> {
+    pub fn new(
+        config: Arc<Config>,
+        resolv_conf: Option<Source>,
+        reserve: Reserve,
+    ) -> io::Result<Self> {
         Ok(Self {
             poller: Watched::new(EventSet::new()?)?,
             events: vec![EpollEvent::empty(); EVENTS_PER_TURN],
-            outbound: config.outbound.clone(),
-            outbound6: config.outbound6.clone(),
             resolvers: match (&config.dns, resolv_conf) {
                 (Dns::Fixed(addrs), _) => Resolvers::Fixed(addrs.clone()),
                 (Dns::Host, Some(source)) => Resolvers::File {
@@ -100,6 +102,7 @@ impl KernelHost {
             },
             inside: Inside::default(),
             pipes: Pipes::new(config.workers),
+            config,
             reserve,
             own_events: Vec::new(),
         })
@@ -199,21 +202,13 @@ impl KernelHost {
         if remote.is_loopback() {
             return Ok(());
         }
-        match self.outbound(remote.is_ipv6()) {
+        match self.config.outbound_of(remote.is_ipv6()) {
             None => Ok(()),
             Some(Outbound::Interface(name)) => socket.bind_device(Some(name.as_bytes())),
             Some(Outbound::Address(addr)) => {
                 setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
                 socket.bind(&SocketAddr::new(*addr, 0).into())
             }
-        }
-    }
-
-    const fn outbound(&self, ipv6: bool) -> Option<&Outbound> {
-        if ipv6 {
-            self.outbound6.as_ref()
-        } else {
-            self.outbound.as_ref()
         }
     }
 
@@ -224,7 +219,7 @@ impl KernelHost {
     /// What binding reports: not an address of this host, no such interface.
     pub fn check_outbound(&self) -> io::Result<()> {
         for ipv6 in [false, true] {
-            let Some(outbound) = self.outbound(ipv6) else {
+            let Some(outbound) = self.config.outbound_of(ipv6) else {
                 continue;
             };
             match nonblocking(family(ipv6), Type::DGRAM, None) {
@@ -344,7 +339,7 @@ impl Host for KernelHost {
             socket = self.reserve.for_guest(socket)?;
         }
         match role {
-            DatagramRole::Outbound(wish) => match self.outbound(ipv6) {
+            DatagramRole::Outbound(wish) => match self.config.outbound_of(ipv6) {
                 Some(Outbound::Address(addr)) => bind_wish(&socket, *addr, wish)?,
                 Some(Outbound::Interface(_)) => {
                     self.bind_outbound(&socket, unspecified(ipv6))?;
