@@ -34,6 +34,7 @@ use crate::lending::Lending;
 use crate::link::Link;
 use crate::link::seqpacket::SeqpacketLink;
 use crate::link::tap::TapLink;
+use crate::link::thinning::Parts;
 use crate::log;
 use crate::net::Mac;
 use crate::setup::broker::{Broker, Errands};
@@ -116,16 +117,12 @@ fn descriptors() -> Result<Reserve> {
 /// What a link says of itself.
 type LinkTraits = (TxCapabilities, Option<Mac>);
 
-fn tap_link(tap: OwnedFd) -> Result<(TapLink, LinkTraits)> {
-    let link = TapLink::new(LinkId(0), tap).context("taking over the tap (is it an open tap?)")?;
+/// The link over one queue of a tap, of those that share the filter of the tap.
+fn tap_link(tap: OwnedFd, queue: usize, parts: &Parts) -> Result<(TapLink, LinkTraits)> {
+    let mut link =
+        TapLink::new(LinkId(0), tap).context("taking over the tap (is it an open tap?)")?;
+    link.thin_floods(parts.clone(), queue);
     let traits = (link.granted().transmit(), Some(link.mac()));
-    Ok((link, traits))
-}
-
-/// The first worker's link, which thins floods out for all of them: a tap has one filter.
-fn first_tap_link(tap: OwnedFd) -> Result<(TapLink, LinkTraits)> {
-    let (mut link, traits) = tap_link(tap)?;
-    link.thin_floods();
     Ok((link, traits))
 }
 
@@ -226,14 +223,15 @@ fn outbound_step(option: &str, config: &Config) -> String {
 }
 
 /// The loops of all workers: the first one's, and one over each of the other queues of the tap.
-fn all_loops(
-    plan: &Plan,
-    mut queues: impl Iterator<Item = (OwnedFd, Part)>,
-) -> Result<Vec<EventLoop<TapLink>>> {
-    let (tap, part) = queues.next().context("the tap has no queue")?;
-    let first = first_loop(plan, first_tap_link(tap)?, part)?;
-    let others =
-        queues.map(|(tap, part)| event_loop((&plan.config, plan.reserve), tap_link(tap)?, part));
+fn all_loops(plan: &Plan, taps: Vec<OwnedFd>, parts: Vec<Part>) -> Result<Vec<EventLoop<TapLink>>> {
+    let filter = Parts::of(taps.len());
+    let mut queues = taps.into_iter().zip(parts).enumerate();
+    let (queue, (tap, part)) = queues.next().context("the tap has no queue")?;
+    let first = first_loop(plan, tap_link(tap, queue, &filter)?, part)?;
+    let others = queues.map(|(queue, (tap, part))| {
+        let link = tap_link(tap, queue, &filter)?;
+        event_loop((&plan.config, plan.reserve), link, part)
+    });
     std::iter::once(Ok(first)).chain(others).collect()
 }
 
@@ -342,7 +340,7 @@ pub fn command(
         line: Line::new(broker)?,
     };
     let parts = parts(made.taps.len(), commands, resolver, made.opener)?;
-    let loops = all_loops(&plan, made.taps.into_iter().zip(parts))?;
+    let loops = all_loops(&plan, made.taps, parts)?;
     let carriers = enter_sandbox(&plan, loops)?;
     running.line.begin().context("starting the command")?;
     let ended = serve(&runtime, carriers, stop, plan, running.over())?;
@@ -411,7 +409,7 @@ pub fn attachment(mut job: Attachment) -> Result<u8> {
     let (stop, commands) = mpsc::channel(COMMANDS);
     let parts = parts(served.taps.len().max(1), commands, resolver, served.openers)?;
     if !served.taps.is_empty() {
-        let loops = all_loops(&plan, served.taps.into_iter().zip(parts))?;
+        let loops = all_loops(&plan, served.taps, parts)?;
         let carriers = enter_sandbox(&plan, loops)?;
         serve_attached(&runtime, carriers, (plan, stop), attached, ready)
     } else if let Some(frames) = frames {

@@ -7,7 +7,7 @@
 
 pub mod seqpacket;
 pub mod tap;
-mod thinning;
+pub mod thinning;
 pub mod vnet;
 
 use std::io;

@@ -6,10 +6,10 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 
-use super::thinning::Thinning;
+use super::thinning::{Parts, Thinning};
 use super::{Link, Look, vnet};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch, TxCapabilities};
 use crate::net::Mac;
@@ -54,7 +54,6 @@ pub struct TapLink {
     mac: Mac,
     lost: u64,
     state: State,
-    /// None where somebody else does it for all queues of the tap.
     thinning: Option<Thinning>,
 }
 
@@ -89,9 +88,9 @@ impl TapLink {
         })
     }
 
-    /// From now on floods are thinned out, for all queues of the tap.
-    pub fn thin_floods(&mut self) {
-        self.thinning = Some(Thinning::new());
+    /// From now on floods are thinned out that come by this queue, of those that share the tap's filter.
+    pub fn thin_floods(&mut self, parts: Parts, queue: usize) {
+        self.thinning = Some(Thinning::new(parts, queue));
     }
 
     /// What the kernel granted.
@@ -120,15 +119,10 @@ impl TapLink {
         }
         if thinning.is_due() && thinning.look(std::time::Instant::now()) {
             let tap = self.device.get().as_fd();
-            let set = if thinning.is_on() {
-                tap::set_filter(tap, &mut thinning.filter())
-            } else {
-                tap::clear_filter(tap)
-            };
-            if let Err(error) = set {
+            if let Err(error) = thinning.set(|filter| set_filter(tap, filter)) {
                 tracing::debug!(%error, "floods are not thinned");
                 // The last filter may be there still.
-                let _ = tap::clear_filter(tap);
+                let _ = thinning.give_up(|_| tap::clear_filter(tap));
                 self.thinning = None;
             }
         }
@@ -157,9 +151,18 @@ impl TapLink {
 /// A tap that somebody else made stays when we go.
 impl Drop for TapLink {
     fn drop(&mut self) {
-        if self.thinning.as_ref().is_some_and(Thinning::is_on) {
-            let _ = tap::clear_filter(self.device.get().as_fd());
+        if let Some(thinning) = self.thinning.as_ref().filter(|thinning| thinning.is_on()) {
+            let tap = self.device.get().as_fd();
+            let _ = thinning.give_up(|filter| set_filter(tap, filter));
         }
+    }
+}
+
+/// Has the tap drop what a program says, or nothing.
+fn set_filter(tap: BorrowedFd<'_>, program: Option<Vec<libc::sock_filter>>) -> io::Result<()> {
+    match program {
+        Some(mut program) => tap::set_filter(tap, &mut program),
+        None => tap::clear_filter(tap),
     }
 }
 

@@ -1,12 +1,14 @@
 //! Thins out what a guest floods its network with, so that its connections still get through.
 //!
-//! A tap has one queue, which a guest can fill faster than anybody reads: a frame costs a microsecond there and here
+//! A tap has a queue for each worker, which a guest can fill faster than anybody reads: a frame costs a microsecond there and here
 //! alike, and some cost ten to answer. What the queue has no room for is lost, whatever it is, and a connection comes
 //! to a stop at one loss in ten. So while connections carry data, of each other kind of frame only so many a second
 //! are taken, and fewer where the processor does not keep up: a filter of the tap (classic BPF,
 //! `Documentation/networking/filter.rst`) drops part of the rest before it is queued, at the cost of who sends it.
-//! Comes in: frames as they are read, the time. Goes out: the filter, when it is to be another.
+//! Comes in: frames as they are read, the time. Goes out: the filter, when it is to be another. A tap of several queues
+//! has one filter for all: each queue's frames are counted for themselves, and what one of them has to thin is thinned.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use libc::sock_filter as Instruction;
@@ -52,9 +54,47 @@ const GLANCE: u64 = 256;
 const ALL: u32 = u32::MAX;
 const LEAST: u32 = 1 << 16;
 
-/// Counts, and the part of each kind that is let through.
+/// What each queue of a tap lets through of each kind. Only asked when that changes.
+#[derive(Debug, Clone)]
+pub struct Parts(Arc<Mutex<Vec<[u32; KINDS]>>>);
+
+impl Parts {
+    /// Of a tap with so many queues, which let everything through.
+    #[must_use]
+    pub fn of(queues: usize) -> Self {
+        Self(Arc::new(Mutex::new(vec![[ALL; KINDS]; queues])))
+    }
+
+    fn queues(&self) -> u64 {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        u64::try_from(parts.len()).unwrap_or(u64::MAX)
+    }
+
+    /// A queue lets so much through from now on. Has the filter for all of them set before another one changes; none
+    /// where nothing is thinned any more.
+    fn change<R>(
+        &self,
+        queue: usize,
+        kept: [u32; KINDS],
+        set: impl FnOnce(Option<Vec<Instruction>>) -> R,
+    ) -> R {
+        // Who panicked has left whole numbers behind.
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(part) = parts.get_mut(queue) {
+            *part = kept;
+        }
+        let least = |kind| parts.iter().map(|part| part[kind]).min().unwrap_or(ALL);
+        let least = std::array::from_fn(least);
+        set((least != [ALL; KINDS]).then(|| filter(least)))
+    }
+}
+
+/// Counts of one queue, and the part of each kind that is let through.
 #[derive(Debug)]
 pub(super) struct Thinning {
+    parts: Parts,
+    queue: usize,
+    queues: u64,
     counts: [u64; KINDS],
     kept: [u32; KINDS],
     /// Segments that carry connections on.
@@ -79,8 +119,11 @@ pub(super) struct Thinning {
 }
 
 impl Thinning {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(parts: Parts, queue: usize) -> Self {
         Self {
+            queues: parts.queues().max(1),
+            parts,
+            queue,
             counts: [0; KINDS],
             kept: [ALL; KINDS],
             segments: 0,
@@ -114,10 +157,11 @@ impl Thinning {
         self.emptied = true;
     }
 
-    /// Frames of a kind that are taken in a second.
+    /// Frames of a kind that are taken in a second. What is costly is dealt to all queues alike, by its ports, and one
+    /// processor has to do with all of it where the guest keeps the others busy.
     fn most(&self, kind: usize) -> u64 {
         if COSTLY.iter().any(|costly| *costly as usize == kind) {
-            MOST[kind] >> self.strain
+            (MOST[kind] / self.queues) >> self.strain
         } else {
             MOST[kind]
         }
@@ -214,9 +258,14 @@ impl Thinning {
         self.kept != before
     }
 
-    /// The filter for what is let through now.
-    pub(super) fn filter(&self) -> Vec<Instruction> {
-        filter(self.kept)
+    /// Has the filter of the tap set as it is to be now; none where nothing is thinned.
+    pub(super) fn set<R>(&self, set: impl FnOnce(Option<Vec<Instruction>>) -> R) -> R {
+        self.parts.change(self.queue, self.kept, set)
+    }
+
+    /// The same once this queue has nothing more to say.
+    pub(super) fn give_up<R>(&self, set: impl FnOnce(Option<Vec<Instruction>>) -> R) -> R {
+        self.parts.change(self.queue, [ALL; KINDS], set)
     }
 }
 

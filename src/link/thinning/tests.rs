@@ -100,6 +100,11 @@ fn the_kernel_and_we_call_frames_the_same() {
     }
 }
 
+/// Of a tap with one queue.
+fn alone() -> Thinning {
+    Thinning::new(Parts::of(1), 0)
+}
+
 /// So many frames of a kind, and of segments, in one window.
 fn window(thinning: &mut Thinning, now: &mut Instant, frames: u64, segments: u64) -> bool {
     thinning.note_empty();
@@ -118,7 +123,7 @@ fn full_window(thinning: &mut Thinning, now: &mut Instant, frames: u64, segments
 fn where_the_processor_does_not_keep_up_fewer_requests_get_through() {
     let half = MOST[Kind::Control as usize] / 100 / 2;
     let mut now = Instant::now();
-    let mut thinning = Thinning::new();
+    let mut thinning = alone();
     for _ in 0..100 {
         assert!(!full_window(&mut thinning, &mut now, half, half), "a crowd");
     }
@@ -145,7 +150,7 @@ fn where_the_processor_does_not_keep_up_fewer_requests_get_through() {
 fn what_a_flood_has_changed_is_taken_back_also_where_little_comes() {
     let mut now = Instant::now();
     for (frames, gap) in [(25, 1), (1, 100), (0, 1000)] {
-        let mut thinning = Thinning::new();
+        let mut thinning = alone();
         thinning.strain = MOST_STRAIN;
         let begun = now;
         thinning.look(now);
@@ -167,7 +172,7 @@ fn what_a_flood_has_changed_is_taken_back_also_where_little_comes() {
 fn a_flood_is_thinned_while_connections_carry_data_and_then_no_more() {
     let most = MOST[Kind::Control as usize] / 100;
     let mut now = Instant::now();
-    let mut thinning = Thinning::new();
+    let mut thinning = alone();
     window(&mut thinning, &mut now, 0, 1);
     assert!(!window(&mut thinning, &mut now, most, 1), "what is allowed");
     for _ in 1..PATIENCE {
@@ -192,7 +197,7 @@ fn a_flood_is_thinned_while_connections_carry_data_and_then_no_more() {
 #[test]
 fn floods_of_several_kinds_share_what_one_may_be() {
     let mut now = Instant::now();
-    let mut thinning = Thinning::new();
+    let mut thinning = alone();
     window(&mut thinning, &mut now, 0, 1);
     for _ in 0..PATIENCE {
         for kind in [Kind::Link, Kind::Control] {
@@ -209,7 +214,7 @@ fn floods_of_several_kinds_share_what_one_may_be() {
 
 #[test]
 fn datagrams_of_known_flows_do_not_count() {
-    let mut thinning = Thinning::new();
+    let mut thinning = alone();
     let datagram = |port| frame(IPV4, &[(14, 0x45), (23, 17), (35, port)]);
     for port in (0..80).chain(0..80) {
         thinning.count(&datagram(port));
@@ -222,7 +227,7 @@ fn datagrams_of_known_flows_do_not_count() {
 #[test]
 fn nothing_is_thinned_where_there_is_no_connection() {
     let mut now = Instant::now();
-    let mut thinning = Thinning::new();
+    let mut thinning = alone();
     for _ in 0..PATIENCE {
         assert!(!window(&mut thinning, &mut now, 100_000, 0));
     }
@@ -232,4 +237,36 @@ fn nothing_is_thinned_where_there_is_no_connection() {
     now += MEMORY;
     assert!(window(&mut thinning, &mut now, 100_000, 0));
     assert!(!thinning.is_on());
+}
+
+#[test]
+fn what_one_queue_thins_is_thinned_for_all_until_it_no_longer_is() {
+    let part = |kind: Kind, part| {
+        let mut kept = [ALL; KINDS];
+        kept[kind as usize] = part;
+        kept
+    };
+    let parts = Parts::of(2);
+    let [mut one, mut other] = [0, 1].map(|queue| Thinning::new(parts.clone(), queue));
+    for kind in [Kind::Link, Kind::Fragment] {
+        assert_eq!(one.most(kind as usize), MOST[kind as usize]);
+    }
+    for kind in COSTLY {
+        assert_eq!(2 * one.most(kind as usize), MOST[kind as usize], "its part");
+    }
+    assert!(one.set(|filter| filter.is_none()));
+    other.kept = part(Kind::Link, ALL / 2);
+    let passes = |filter: Option<Vec<Instruction>>, ethertype, random| {
+        passes(&filter.unwrap(), &frame(ethertype, &[(23, UDP)]), random)
+    };
+    assert!(other.set(|filter| passes(filter, 0x0806, ALL / 2)));
+    assert!(!other.set(|filter| passes(filter, 0x0806, ALL / 2 + 1)));
+    one.kept = part(Kind::Datagram, ALL / 4);
+    assert!(!one.set(|filter| passes(filter, IPV4, ALL / 4 + 1)));
+    assert!(!one.set(|filter| passes(filter, 0x0806, ALL / 2 + 1)));
+    other.kept = part(Kind::Datagram, ALL / 8);
+    assert!(!other.set(|filter| passes(filter, IPV4, ALL / 8 + 1)));
+    assert!(!one.set(|filter| passes(filter, IPV4, ALL / 8 + 1)));
+    assert!(other.give_up(|filter| passes(filter, IPV4, ALL / 8 + 1)));
+    assert!(one.give_up(|filter| filter.is_none()));
 }
