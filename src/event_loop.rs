@@ -299,7 +299,10 @@ impl<L: Link> EventLoop<L> {
                 let _ = reply.send(self.stack.publish(&mut self.host, rule));
             }
             Some(Command::Unpublish { id, reply }) => {
-                let _ = reply.send(self.stack.unpublish(id));
+                let freed = move || {
+                    let _ = reply.send(());
+                };
+                self.stack.unpublish(id, Some(Box::new(freed)));
             }
             Some(Command::ListPublished { reply }) => {
                 let _ = reply.send(self.stack.published().collect());

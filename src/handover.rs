@@ -137,7 +137,10 @@ mod tests {
         }
         assert_eq!(sent, LIMIT / (65_536 + OVERHEAD));
         assert!(one.send(0, frame(65_536)).is_ok(), "each has its own limit");
-        assert!(one.send(1, Handed::Unpublish { id: 1 }).is_ok());
+        assert!(
+            one.send(1, Handed::Unpublish { id: 1, freed: None })
+                .is_ok()
+        );
         assert!(matches!(other.take(), Some(Handed::Frame { .. })));
         assert!(one.send(1, frame(1)).is_ok(), "there is room again");
         let mut taken = 1;

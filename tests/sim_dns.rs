@@ -340,7 +340,7 @@ fn a_published_port_shows_its_clients_and_answers_find_them() {
             assert_eq!(sent[0].payload, b"answer");
         }
         assert_eq!(lab.received(), []);
-        assert!(lab.0.stack.unpublish(id));
+        assert!(lab.0.stack.unpublish(id, None));
         lab.rest();
     }
 }
@@ -361,7 +361,7 @@ fn a_client_is_remembered_for_180_seconds() {
     let sent = lab.sent();
     assert_eq!(sent[0].to, addr("127.0.0.1:4001"));
     assert_ne!(sent[0].socket, FIRST, "now it is the guest that begins");
-    assert!(lab.0.stack.unpublish(id));
+    assert!(lab.0.stack.unpublish(id, None));
     lab.rest();
 }
 
@@ -374,8 +374,8 @@ fn a_port_that_is_taken_back_is_closed() {
     lab.0
         .net
         .deliver(FIRST, addr("192.0.2.9:4000"), b"on its way");
-    assert!(lab.0.stack.unpublish(id));
-    assert!(!lab.0.stack.unpublish(id));
+    assert!(lab.0.stack.unpublish(id, None));
+    assert!(!lab.0.stack.unpublish(id, None));
     assert_eq!(lab.0.net.open_sockets(), 0);
     lab.wait(millis(1));
     lab.deliver(FIRST, "192.0.2.9:4000", b"too late");
@@ -396,7 +396,7 @@ fn a_burst_at_a_published_port_arrives_whole() {
     }
     lab.wait(secs(1));
     assert_eq!(lab.received().len(), 500);
-    assert!(lab.0.stack.unpublish(id));
+    assert!(lab.0.stack.unpublish(id, None));
     lab.rest();
 }
 
@@ -415,7 +415,7 @@ fn clients_over_the_limit_are_not_heard() {
     lab.deliver(FIRST, "192.0.2.9:4001", b"second");
     assert_eq!(lab.received().len(), 2);
     assert_eq!(lab.0.stack.counters().flows_refused, 1);
-    assert!(lab.0.stack.unpublish(id));
+    assert!(lab.0.stack.unpublish(id, None));
     lab.rest();
 }
 

@@ -84,7 +84,7 @@ fn an_arp_reply_tells_where_a_guest_is() {
     lab.0.net.deliver(FIRST, addr("192.0.2.9:4000"), b"hello");
     lab.wait(millis(1));
     assert_eq!(lab.0.received[0][..6], other);
-    assert!(lab.0.stack.unpublish(1));
+    assert!(lab.0.stack.unpublish(1, None));
     lab.rest();
 }
 

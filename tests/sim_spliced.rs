@@ -414,7 +414,7 @@ fn lack_of_descriptors_costs_the_short_cut_alone() {
 fn published_port_taken_back_leaves_connections_alone() {
     let mut sim = published(Splice::Auto, SERVICE);
     let (outside, inside) = joined(&mut sim);
-    assert!(sim.stack.unpublish(1));
+    assert!(sim.stack.unpublish(1, None));
     assert_eq!(sim.net.server_write(outside, b"still"), 5);
     assert_eq!(arrives(&mut sim, inside, 5), b"still");
     sim.net.server_shutdown(outside);

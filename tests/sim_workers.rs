@@ -16,6 +16,8 @@ mod sim;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lab::{FIRST, GATEWAY, Lab, OUTSIDE, addr, filled, millis, secs};
 use packets::{ICMP, Ip, Ipv4, Segment, TCP, UDP};
@@ -61,7 +63,7 @@ fn a_port_has_one_socket_whatever_it_speaks_to() {
     assert_eq!(sent.len(), 4 * PORTS.len(), "each once");
     let sockets: BTreeSet<SocketId> = sent.iter().map(|sent| sent.socket).collect();
     assert_eq!(sockets.len(), PORTS.len());
-    for (socket, port) in sockets.into_iter().zip(PORTS) {
+    for (socket, port) in sockets.iter().copied().zip(PORTS) {
         lab.deliver(socket, "192.0.2.9:99", b"answer");
         let expected = (addr("192.0.2.9:99"), port, &b"answer"[..]);
         assert_eq!(lab.reply().udp(), Some(expected));
@@ -182,7 +184,7 @@ fn published_datagrams_come_and_go_by_one_socket() {
     assert_eq!(lab.0.stack.published().count(), PORTS.len());
     let sockets = lab.0.net.open_datagram_sockets();
     assert_eq!(sockets.len(), PORTS.len());
-    for (socket, port) in sockets.into_iter().zip(PORTS) {
+    for (socket, port) in sockets.iter().copied().zip(PORTS) {
         lab.deliver(socket, "192.0.2.9:4000", b"knock");
         let expected = (addr("192.0.2.9:4000"), port, &b"knock"[..]);
         assert_eq!(lab.reply().udp(), Some(expected));
@@ -195,11 +197,31 @@ fn published_datagrams_come_and_go_by_one_socket() {
         );
         assert_ne!(sent[1].socket, socket, "not the port's client");
     }
+    let freed = Arc::new(AtomicUsize::new(0));
     for id in published {
-        assert!(lab.0.stack.unpublish(id));
-        assert!(!lab.0.stack.unpublish(id));
+        let count = Arc::clone(&freed);
+        let says = Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(lab.0.stack.unpublish(id, Some(says)));
+        assert!(!lab.0.stack.unpublish(id, None));
     }
+    let closed = |lab: &Lab| {
+        let open = lab.0.net.open_datagram_sockets();
+        sockets
+            .iter()
+            .filter(|socket| !open.contains(socket))
+            .count()
+    };
+    assert!(closed(&lab) < PORTS.len(), "some are with other workers");
+    assert_eq!(
+        freed.load(Ordering::Relaxed),
+        closed(&lab),
+        "no word of those"
+    );
     lab.wait(millis(1));
+    assert_eq!(closed(&lab), PORTS.len());
+    assert_eq!(freed.load(Ordering::Relaxed), PORTS.len());
     lab.rest();
 }
 
@@ -263,7 +285,7 @@ fn smallest_limits_leave_room_for_a_client() {
                 assert_eq!(lab.reply().udp(), Some(expected));
                 lab.wait(secs(2));
             }
-            assert!(lab.0.stack.unpublish(id));
+            assert!(lab.0.stack.unpublish(id, None));
             lab.wait(secs(60));
             lab.rest();
         }

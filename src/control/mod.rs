@@ -26,12 +26,12 @@ pub enum Command {
         /// Who wants to know how it went.
         reply: oneshot::Sender<io::Result<usize>>,
     },
-    /// Take a published port back; whether there was one comes back.
+    /// Take a published port back.
     Unpublish {
         /// Its number.
         id: usize,
-        /// Who wants to know.
-        reply: oneshot::Sender<bool>,
+        /// Who wants to know when it is free; forgotten where there is none.
+        reply: oneshot::Sender<()>,
     },
     /// Tell the published ports.
     ListPublished {

@@ -23,7 +23,7 @@ use crate::host::{DatagramRole, Host, TcpSocket, Token};
 use crate::net::emit::Ends;
 use crate::net::{Duration, Instant};
 
-use super::share::Handed;
+use super::share::{Freed, Handed};
 use super::{Stack, mapping, room, udp};
 use line::{Left, Line};
 
@@ -217,13 +217,19 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    /// Takes a published port back; connections that came by it live on. False when there is none.
-    pub fn unpublish(&mut self, id: usize) -> bool {
+    /// Takes a published port back; connections that came by it live on. Says so once it is free, which another worker
+    /// may have to see to. False, and nothing said, when there is none.
+    pub fn unpublish(&mut self, id: usize, freed: Option<Freed>) -> bool {
         let Some(port) = self.published.remove(id) else {
             return false;
         };
         if let Socket::Elsewhere(worker) = port.socket {
-            self.share.hand(worker, Handed::Unpublish { id });
+            self.share.hand(worker, Handed::Unpublish { id, freed });
+            return true;
+        }
+        drop(port);
+        if let Some(freed) = freed {
+            freed();
         }
         true
     }

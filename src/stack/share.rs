@@ -133,8 +133,13 @@ pub enum Handed<H: Host> {
     Unpublish {
         /// Its number.
         id: usize,
+        /// Who wants to know when it is free.
+        freed: Option<Freed>,
     },
 }
+
+/// Is called once a port is free.
+pub type Freed = Box<dyn FnOnce() + Send>;
 
 /// A worker's side of the sharing.
 pub(super) struct Share<H: Host> {
@@ -246,8 +251,8 @@ impl<H: Host> Stack<H> {
                 rule,
             } => self.take_client(turn, socket, client, rule),
             Handed::Port { id, rule, socket } => self.take_port(turn.host, id, rule, socket),
-            Handed::Unpublish { id } => {
-                self.unpublish(id);
+            Handed::Unpublish { id, freed } => {
+                self.unpublish(id, freed);
             }
         }
     }

@@ -108,7 +108,7 @@ fn row_42_ends_that_do_not_behave() {
     for lot in (0..total).step_by(HALF_OPEN) {
         silent(&mut rig, HALF_OPEN.min(total - lot));
     }
-    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1, None)));
     rig.recovers(0);
 }
 
@@ -165,7 +165,7 @@ fn row_42_clients_of_a_silent_guest_keep_nobody_out() {
     rig.is_alive();
     rig.only_count();
     rig.secs(140);
-    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1, None)));
     rig.recovers(0);
 }
 
@@ -196,7 +196,7 @@ fn row_42_clients_that_the_guest_does_not_answer_give_way_first() {
     let sent = rig.net.take_sent();
     let payloads: Vec<&[u8]> = sent.iter().map(|it| it.payload.as_slice()).collect();
     assert_eq!(payloads, [&b"hello"[..], b"more"]);
-    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1, None)));
     rig.recovers(0);
 }
 
@@ -233,7 +233,7 @@ fn row_42_clients_that_are_idle_give_way_to_newer_ones() {
     for nth in 0..100 {
         assert!(ask(&mut rig, MOST + nth), "{nth}");
     }
-    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1, None)));
     rig.recovers(0);
 }
 
@@ -264,7 +264,7 @@ fn row_42_clients_that_nobody_answers_take_nobodys_place() {
         let went: Vec<_> = sent.iter().map(|it| (it.socket, it.to)).collect();
         assert_eq!(went, [(SocketId(0), client(nth))]);
     }
-    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1, None)));
     rig.recovers(0);
 }
 
@@ -291,7 +291,7 @@ fn row_52_udp_client_on_the_loopback() {
     // To anybody else on the loopback there is still no way.
     rig.frame(&packets::udp_frame(80, addr("10.0.2.2:4003"), b"x"));
     assert!(rig.net.take_sent().is_empty());
-    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1, None)));
     rig.recovers(0);
 }
 
@@ -309,7 +309,7 @@ fn client_of_a_port_that_is_published_again_looks_the_same() {
         rig.frame(&packets::udp_frame(80, from, b"answer"));
         let sent = rig.net.take_sent();
         assert_eq!((sent[0].socket, sent[0].to), (SocketId(turn), client));
-        rig.with_stack(|stack, _| assert!(stack.unpublish(turn + 1)));
+        rig.with_stack(|stack, _| assert!(stack.unpublish(turn + 1, None)));
     }
     rig.recovers(0);
 }
@@ -328,8 +328,8 @@ fn client_of_two_ports_keeps_its_looks_when_one_is_taken_back() {
     assert_eq!(seen(&mut rig, 0), client);
     let by_the_other = seen(&mut rig, 1);
     assert_ne!(by_the_other, client);
-    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1, None)));
     assert_eq!(seen(&mut rig, 1), by_the_other);
-    rig.with_stack(|stack, _| assert!(stack.unpublish(2)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(2, None)));
     rig.recovers(0);
 }

@@ -57,7 +57,7 @@ fn row_09_no_descriptors_for_a_published_port() {
     }
     assert!(clients.iter().all(|id| rig.net.server_sees_reset(*id)));
     rig.frame(&witness.rst());
-    rig.with_stack(|stack, _| assert!(stack.unpublish(1)));
+    rig.with_stack(|stack, _| assert!(stack.unpublish(1, None)));
     rig.recovers(0);
 }
 
@@ -100,7 +100,7 @@ fn row_09_ports_are_served_in_turn_and_those_of_datagrams_always() {
     assert!(waiting.iter().all(|id| rig.net.server_sees_reset(*id)));
     rig.net.limit_open(None);
     for id in 1..=3 {
-        rig.with_stack(|stack, _| assert!(stack.unpublish(id)));
+        rig.with_stack(|stack, _| assert!(stack.unpublish(id, None)));
     }
     rig.recovers(0);
 }
@@ -133,7 +133,7 @@ fn row_09_socket_that_fails_without_end_is_no_other_ports_trouble() {
     rig.millis(100);
     assert_eq!(rig.received()[0].udp().unwrap().2, b"question");
     for id in 1..=2 {
-        rig.with_stack(|stack, _| assert!(stack.unpublish(id)));
+        rig.with_stack(|stack, _| assert!(stack.unpublish(id, None)));
     }
     rig.recovers(0);
 }

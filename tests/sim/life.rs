@@ -89,7 +89,7 @@ impl Life {
             life.socket.map(|handle| sim.socket(handle).state()),
         );
         if let Some(port) = life.port {
-            assert!(sim.stack.unpublish(port));
+            assert!(sim.stack.unpublish(port, None));
         }
         assert_eq!(sim.net.open_sockets(), 0, "sockets are left");
         life.disturbed = sim.net.faults_struck() > 0;

@@ -207,7 +207,7 @@ impl World {
             ));
         }
         for id in std::mem::take(&mut self.published) {
-            self.stack.unpublish(id);
+            self.stack.unpublish(id, None);
         }
         if self.net.open_sockets() != 0 {
             return Err("something is left when all is over".into());

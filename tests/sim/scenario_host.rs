@@ -237,7 +237,7 @@ impl World {
         let goes = choices.chance(2) && !self.published.is_empty();
         if goes {
             let id = self.published.remove(choices.below(self.published.len()));
-            return if self.stack.unpublish(id) {
+            return if self.stack.unpublish(id, None) {
                 Ok(())
             } else {
                 Err("a published port was not there".into())

@@ -67,7 +67,7 @@ fn follow(world: &mut World, plan: Plan) {
     world.lab.0.wake = None;
     world.heal();
     if let Some(port) = life.port {
-        assert!(world.lab.0.stack.unpublish(port));
+        assert!(world.lab.0.stack.unpublish(port, None));
     }
     let whole = |actor: &crate::actor::Actor| actor.shut && actor.saw_end && !actor.saw_reset;
     let one = life.peers.iter().filter(|(_, host)| whole(host)).count() == 1;

@@ -122,7 +122,7 @@ impl World {
     }
 
     pub(crate) fn unpublish(&mut self, id: usize) {
-        assert!(self.lab.0.stack.unpublish(id));
+        assert!(self.lab.0.stack.unpublish(id, None));
         self.listening -= 1;
     }
 

@@ -89,7 +89,7 @@ fn a_published_datagram_shows_the_client_s_address_and_is_answered() {
         assert_ne!(other.port(), 5001);
         lab.send(packets::udp_frame(5000, other, b"answer"));
         assert_eq!(lab.sent()[0].to, addr("[fe80::7%3]:5001"));
-        assert!(lab.0.stack.unpublish(1));
+        assert!(lab.0.stack.unpublish(1, None));
         lab.rest();
     }
 }

@@ -203,8 +203,8 @@ async fn carry_out(request: Request, commands: &mpsc::Sender<Command>) -> String
         Request::Remove(id) => {
             let (reply, outcome) = oneshot::channel();
             match ask(commands, Command::Unpublish { id, reply }, outcome).await {
-                Ok(true) => hostfwd::removed(),
-                Ok(false) | Err(_) => hostfwd::refusal(&Refused::unknown_id()),
+                Ok(()) => hostfwd::removed(),
+                Err(_) => hostfwd::refusal(&Refused::unknown_id()),
             }
         }
     }
