@@ -37,7 +37,7 @@ pub(super) fn live(lines: Vec<UnixStream>, parent: Pid) -> ! {
 }
 
 fn open_sockets(lines: Vec<UnixStream>, parent: Pid) -> Result<Infallible, SetupError> {
-    let lines = confine(lines, parent)?;
+    let mut lines = confine(lines, parent)?;
     let mut bytes = Vec::new();
     loop {
         // The first request on any of them; a line that is closed has one, too, which is empty.
@@ -46,15 +46,29 @@ fn open_sockets(lines: Vec<UnixStream>, parent: Pid) -> Result<Infallible, Setup
             .map(|line| PollFd::new(line.as_fd(), PollFlags::POLLIN));
         let mut ready: Vec<_> = watched.collect();
         poll(&mut ready, PollTimeout::NONE).step(|| "waiting".into())?;
-        let asking = lines.iter().zip(&ready);
-        for (line, _) in asking.filter(|(_, ready)| ready.any().unwrap_or(true)) {
-            fd::receive(line, &mut bytes).step(|| "hearing".into())?;
-            let Some(&family) = bytes.first() else {
-                process::leave()
-            };
-            answer(line, family)?;
+        let ready: Vec<bool> = ready
+            .iter()
+            .map(|line| line.any().unwrap_or(true))
+            .collect();
+        let mut ready = ready.into_iter();
+        lines.retain(|line| {
+            let asks = ready.next().unwrap_or(true);
+            !asks || serve(line, &mut bytes).unwrap_or(false)
+        });
+        if lines.is_empty() {
+            process::leave()
         }
     }
+}
+
+/// Answers a line; false when it is closed: its worker is gone, or asks no more.
+fn serve(line: &UnixStream, bytes: &mut Vec<u8>) -> Result<bool, SetupError> {
+    fd::receive(line, bytes).step(|| "hearing".into())?;
+    let Some(&family) = bytes.first() else {
+        return Ok(false);
+    };
+    answer(line, family)?;
+    Ok(true)
 }
 
 /// Opens some sockets for who asked. None at all says that there are none to be had.
