@@ -324,7 +324,6 @@ impl Engine {
         }
         let header = packet.len() - segment.payload_len - segment.header_len;
         if segment.has(tcp_flags::SYN) && self.socket().state() == State::SynSent {
-            self.delay_answer(segment);
             self.syn_ack(now, tx, (packet, header), segment);
             return fate;
         }
