@@ -7,7 +7,7 @@
 
 pub mod seqpacket;
 pub mod tap;
-pub mod thinning;
+mod thinning;
 pub mod vnet;
 
 use std::io;

@@ -9,12 +9,14 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 
-use super::thinning::{Parts, Thinning};
+use super::thinning::Thinning;
 use super::{Link, Look, vnet};
 use crate::buf::{HEADROOM, LinkId, RxBatch, RxMeta, TxBatch, TxCapabilities};
 use crate::net::Mac;
 use crate::sys::readiness::Watched;
 use crate::sys::tap::{self, offload};
+
+pub use super::thinning::parts::Parts;
 
 /// Offloads granted by the kernel, and whether there is a vnet header to use them by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,7 @@ pub struct TapLink {
     mac: Mac,
     lost: u64,
     state: State,
+    /// None where floods are not to be thinned, or the kernel has refused the filter.
     thinning: Option<Thinning>,
 }
 
@@ -121,8 +124,7 @@ impl TapLink {
             let tap = self.device.get().as_fd();
             if let Err(error) = thinning.set(|filter| set_filter(tap, filter)) {
                 tracing::debug!(%error, "floods are not thinned");
-                // The last filter may be there still.
-                let _ = thinning.give_up(|_| tap::clear_filter(tap));
+                thinning.end(|| clear_filter(tap));
                 self.thinning = None;
             }
         }
@@ -151,10 +153,17 @@ impl TapLink {
 /// A tap that somebody else made stays when we go.
 impl Drop for TapLink {
     fn drop(&mut self) {
-        if let Some(thinning) = self.thinning.as_ref().filter(|thinning| thinning.is_on()) {
-            let tap = self.device.get().as_fd();
-            let _ = thinning.give_up(|filter| set_filter(tap, filter));
+        // Other queues' links may be with threads that end without a word.
+        if let Some(thinning) = &self.thinning {
+            thinning.end(|| clear_filter(self.device.get().as_fd()));
         }
+    }
+}
+
+/// Has the tap drop nothing any more, if the kernel lets us.
+fn clear_filter(tap: BorrowedFd<'_>) {
+    if let Err(error) = tap::clear_filter(tap) {
+        tracing::debug!(%error, "the filter of the tap stays");
     }
 }
 

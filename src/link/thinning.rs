@@ -1,17 +1,21 @@
 //! Thins out what a guest floods its network with, so that its connections still get through.
 //!
-//! A tap has a queue for each worker, which a guest can fill faster than anybody reads: a frame costs a microsecond there and here
-//! alike, and some cost ten to answer. What the queue has no room for is lost, whatever it is, and a connection comes
-//! to a stop at one loss in ten. So while connections carry data, of each other kind of frame only so many a second
+//! A tap has a queue for each worker, which a guest can fill faster than anybody reads: a frame costs a microsecond there
+//! and here alike, and some cost ten to answer. What the queue has no room for is lost, whatever it is, and a connection
+//! comes to a stop at one loss in ten. So while connections carry data, of each other kind of frame only so many a second
 //! are taken, and fewer where the processor does not keep up: a filter of the tap (classic BPF,
 //! `Documentation/networking/filter.rst`) drops part of the rest before it is queued, at the cost of who sends it.
-//! Comes in: frames as they are read, the time. Goes out: the filter, when it is to be another. A tap of several queues
-//! has one filter for all: each queue's frames are counted for themselves, and what one of them has to thin is thinned.
+//! Comes in: frames as they are read, the time. Goes out: the filter, when it is to be another. Each queue's frames are
+//! counted for themselves; the queues meet in [`Parts`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+pub(super) mod parts;
+
+use std::io;
 use std::time::{Duration, Instant};
 
 use libc::sock_filter as Instruction;
+
+use parts::Parts;
 
 /// A kind of frame that is thinned by itself: what else there is gets through unharmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,41 +58,6 @@ const GLANCE: u64 = 256;
 const ALL: u32 = u32::MAX;
 const LEAST: u32 = 1 << 16;
 
-/// What each queue of a tap lets through of each kind. Only asked when that changes.
-#[derive(Debug, Clone)]
-pub struct Parts(Arc<Mutex<Vec<[u32; KINDS]>>>);
-
-impl Parts {
-    /// Of a tap with so many queues, which let everything through.
-    #[must_use]
-    pub fn of(queues: usize) -> Self {
-        Self(Arc::new(Mutex::new(vec![[ALL; KINDS]; queues])))
-    }
-
-    fn queues(&self) -> u64 {
-        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        u64::try_from(parts.len()).unwrap_or(u64::MAX)
-    }
-
-    /// A queue lets so much through from now on. Has the filter for all of them set before another one changes; none
-    /// where nothing is thinned any more.
-    fn change<R>(
-        &self,
-        queue: usize,
-        kept: [u32; KINDS],
-        set: impl FnOnce(Option<Vec<Instruction>>) -> R,
-    ) -> R {
-        // Who panicked has left whole numbers behind.
-        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(part) = parts.get_mut(queue) {
-            *part = kept;
-        }
-        let least = |kind| parts.iter().map(|part| part[kind]).min().unwrap_or(ALL);
-        let least = std::array::from_fn(least);
-        set((least != [ALL; KINDS]).then(|| filter(least)))
-    }
-}
-
 /// Counts of one queue, and the part of each kind that is let through.
 #[derive(Debug)]
 pub(super) struct Thinning {
@@ -114,8 +83,6 @@ pub(super) struct Thinning {
     /// The latest flow of datagrams for each place.
     flows: Box<[u32; FLOWS]>,
     since: Option<Instant>,
-    /// When there were such segments last.
-    carried: Option<Instant>,
 }
 
 impl Thinning {
@@ -135,7 +102,6 @@ impl Thinning {
             over: [0; KINDS],
             flows: Box::new([0; FLOWS]),
             since: None,
-            carried: None,
         }
     }
 
@@ -157,11 +123,16 @@ impl Thinning {
         self.emptied = true;
     }
 
-    /// Frames of a kind that are taken in a second. What is costly is dealt to all queues alike, by its ports, and one
-    /// processor has to do with all of it where the guest keeps the others busy.
+    /// Of a costly kind, where the processor keeps up: it is dealt to all queues alike, by its ports, and one processor
+    /// has to do with all of it where the guest keeps the others busy.
+    const fn costly(&self, kind: usize) -> u64 {
+        MOST[kind] / self.queues
+    }
+
+    /// Frames of a kind that are taken in a second.
     fn most(&self, kind: usize) -> u64 {
         if COSTLY.iter().any(|costly| *costly as usize == kind) {
-            (MOST[kind] / self.queues) >> self.strain
+            self.costly(kind) >> self.strain
         } else {
             MOST[kind]
         }
@@ -173,7 +144,7 @@ impl Thinning {
     fn feel_strain(&mut self, elapsed: Duration, rates: [u64; KINDS]) {
         let costly = COSTLY.map(|kind| self.counts[kind as usize]);
         let costly: u64 = costly.into_iter().sum();
-        let much = |kind: Kind| rates[kind as usize] > MOST[kind as usize] >> MOST_STRAIN;
+        let much = |kind: Kind| rates[kind as usize] > self.costly(kind as usize) >> MOST_STRAIN;
         if self.emptied {
             self.strained = 0;
             self.calm += elapsed;
@@ -200,9 +171,11 @@ impl Thinning {
         std::mem::replace(&mut self.flows[place], flow) != flow
     }
 
-    /// It is time to look at the clock: something is thinned, or may have to be, or less is taken than else.
+    /// It is time to look at the clock: something is thinned, or may have to be, or less is taken than else; or the other
+    /// queues are to know that connections carry data.
     pub(super) fn is_due(&self) -> bool {
-        self.is_on() || self.strain > 0 || self.counts.iter().sum::<u64>() >= GLANCE
+        let counted = self.counts.iter().sum::<u64>() + self.segments;
+        self.is_on() || self.strain > 0 || counted >= GLANCE
     }
 
     /// Something is thinned.
@@ -218,10 +191,9 @@ impl Thinning {
             return false;
         }
         if self.segments > 0 {
-            self.carried = Some(now);
+            self.parts.note_carried(now);
         }
-        let carries = |at: Instant| now.duration_since(at) < MEMORY;
-        let carries = self.carried.is_some_and(carries);
+        let carries = self.parts.carried_within(MEMORY, now);
         let before = self.kept;
         if !elapsed.is_zero() {
             let micros = u64::try_from(elapsed.as_micros())
@@ -258,14 +230,20 @@ impl Thinning {
         self.kept != before
     }
 
-    /// Has the filter of the tap set as it is to be now; none where nothing is thinned.
-    pub(super) fn set<R>(&self, set: impl FnOnce(Option<Vec<Instruction>>) -> R) -> R {
+    /// Has the filter of the tap set as it is to be now, if that is another; none where nothing is thinned.
+    ///
+    /// # Errors
+    /// What `set` reports: this queue then thins no more, and may have left a filter.
+    pub(super) fn set(
+        &self,
+        set: impl FnOnce(Option<Vec<Instruction>>) -> io::Result<()>,
+    ) -> io::Result<()> {
         self.parts.change(self.queue, self.kept, set)
     }
 
-    /// The same once this queue has nothing more to say.
-    pub(super) fn give_up<R>(&self, set: impl FnOnce(Option<Vec<Instruction>>) -> R) -> R {
-        self.parts.change(self.queue, [ALL; KINDS], set)
+    /// Has the filter of the tap taken away, if there is one, for good: no queue sets another.
+    pub(super) fn end(&self, clear: impl FnOnce()) {
+        self.parts.end(clear);
     }
 }
 

@@ -266,7 +266,11 @@ pub const CALLS: &[Call] = &[
             "a flood is thinned out before it is queued",
         )
     },
-    any("futex", libc::SYS_futex, "locks of the runtime and the log"),
+    any(
+        "futex",
+        libc::SYS_futex,
+        "locks of the runtime, the log and the filter of the tap",
+    ),
     any(
         "sched_yield",
         libc::SYS_sched_yield,

@@ -239,34 +239,117 @@ fn nothing_is_thinned_where_there_is_no_connection() {
     assert!(!thinning.is_on());
 }
 
-#[test]
-fn what_one_queue_thins_is_thinned_for_all_until_it_no_longer_is() {
-    let part = |kind: Kind, part| {
-        let mut kept = [ALL; KINDS];
-        kept[kind as usize] = part;
-        kept
+/// Both queues of a tap, and what was set last: a filter, none, or nothing since.
+type Setting = Option<Option<Vec<Instruction>>>;
+
+fn set(thinning: &Thinning) -> Setting {
+    let mut setting = None;
+    let set = |filter| {
+        setting = Some(filter);
+        Ok(())
     };
+    thinning.set(set).unwrap();
+    setting
+}
+
+fn two() -> [Thinning; 2] {
     let parts = Parts::of(2);
-    let [mut one, mut other] = [0, 1].map(|queue| Thinning::new(parts.clone(), queue));
+    [0, 1].map(|queue| Thinning::new(parts.clone(), queue))
+}
+
+/// So much of this kind is let through.
+fn only(kind: Kind, part: u32) -> [u32; KINDS] {
+    let mut kept = [ALL; KINDS];
+    kept[kind as usize] = part;
+    kept
+}
+
+#[test]
+fn the_strictest_of_several_queues_decides() {
+    let [mut one, mut other] = two();
+    assert_eq!(set(&one), None, "nothing is to change");
+    other.kept = only(Kind::Link, ALL / 2);
+    assert_eq!(set(&other), Some(Some(filter(other.kept))));
+    assert_eq!(set(&other), None, "so it is already");
+    one.kept = only(Kind::Datagram, ALL / 4);
+    let mut both = only(Kind::Datagram, ALL / 4);
+    both[Kind::Link as usize] = ALL / 2;
+    assert_eq!(set(&one), Some(Some(filter(both))));
+    other.kept = only(Kind::Datagram, ALL / 8);
+    assert_eq!(set(&other), Some(Some(filter(other.kept))));
+    one.kept = [ALL; KINDS];
+    assert_eq!(set(&one), None, "the other is stricter");
+    other.kept = [ALL; KINDS];
+    assert_eq!(set(&other), Some(None));
+}
+
+#[test]
+fn the_filter_goes_with_the_first_queue_and_none_comes_after() {
+    let [mut one, mut other] = two();
+    one.end(|| panic!("there is none"));
+    let [first, mut second] = two();
+    second.kept = only(Kind::Link, LEAST);
+    assert!(set(&second).is_some());
+    let mut cleared = 0;
+    first.end(|| cleared += 1);
+    second.end(|| cleared += 1);
+    assert_eq!(cleared, 1);
+    for thinning in [&mut one, &mut other, &mut second] {
+        thinning.kept = only(Kind::Other, LEAST);
+        assert_eq!(set(thinning), None);
+    }
+}
+
+#[test]
+fn who_can_t_set_the_filter_is_left_out_of_account() {
+    let [mut one, mut other] = two();
+    one.kept = only(Kind::Link, LEAST);
+    assert!(
+        one.set(|_| Err(io::ErrorKind::InvalidInput.into()))
+            .is_err()
+    );
+    other.kept = only(Kind::Other, LEAST);
+    assert_eq!(set(&other), Some(Some(filter(other.kept))));
+}
+
+#[test]
+fn what_is_costly_is_shared_out_to_the_queues() {
+    let [mut one, _other] = two();
     for kind in [Kind::Link, Kind::Fragment] {
         assert_eq!(one.most(kind as usize), MOST[kind as usize]);
     }
     for kind in COSTLY {
-        assert_eq!(2 * one.most(kind as usize), MOST[kind as usize], "its part");
+        assert_eq!(2 * one.most(kind as usize), MOST[kind as usize]);
     }
-    assert!(one.set(|filter| filter.is_none()));
-    other.kept = part(Kind::Link, ALL / 2);
-    let passes = |filter: Option<Vec<Instruction>>, ethertype, random| {
-        passes(&filter.unwrap(), &frame(ethertype, &[(23, UDP)]), random)
+    // So is what counts as much where the processor does not keep up.
+    let frames = MOST[Kind::Control as usize] / 100 / 2;
+    let frames = (frames >> MOST_STRAIN) + 1;
+    let mut now = Instant::now();
+    for _ in 0..=PATIENCE {
+        full_window(&mut one, &mut now, frames, 0);
+    }
+    assert_eq!(one.strain, 1);
+}
+
+#[test]
+fn connections_that_meet_another_queue_count() {
+    let most = MOST[Kind::Link as usize] / 100;
+    let mut now = Instant::now();
+    let [mut one, mut other] = two();
+    let flooded = |one: &mut Thinning, now: &mut Instant| {
+        for _ in 0..2 * PATIENCE {
+            one.counts[Kind::Link as usize] = 10 * most;
+            *now += WINDOW;
+            one.note_empty();
+            one.look(*now);
+        }
+        one.is_on()
     };
-    assert!(other.set(|filter| passes(filter, 0x0806, ALL / 2)));
-    assert!(!other.set(|filter| passes(filter, 0x0806, ALL / 2 + 1)));
-    one.kept = part(Kind::Datagram, ALL / 4);
-    assert!(!one.set(|filter| passes(filter, IPV4, ALL / 4 + 1)));
-    assert!(!one.set(|filter| passes(filter, 0x0806, ALL / 2 + 1)));
-    other.kept = part(Kind::Datagram, ALL / 8);
-    assert!(!other.set(|filter| passes(filter, IPV4, ALL / 8 + 1)));
-    assert!(!one.set(|filter| passes(filter, IPV4, ALL / 8 + 1)));
-    assert!(other.give_up(|filter| passes(filter, IPV4, ALL / 8 + 1)));
-    assert!(one.give_up(|filter| filter.is_none()));
+    assert!(!flooded(&mut one, &mut now), "there are no connections");
+    other.segments = GLANCE;
+    assert!(other.is_due());
+    other.look(now);
+    assert!(flooded(&mut one, &mut now));
+    now += MEMORY;
+    assert!(!flooded(&mut one, &mut now), "they are gone");
 }
