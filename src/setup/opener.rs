@@ -6,7 +6,6 @@
 //! sockets. It holds nothing but its ends of the lines, has no powers and a handful of system calls, and ends when
 //! a line does, or its parent.
 
-use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -29,39 +28,40 @@ pub(super) fn line() -> Result<(UnixStream, UnixStream), SetupError> {
     fd::message_pair().step(|| "making a socket pair".into())
 }
 
-/// Lives as the opener, at the far ends of these lines. For a child that is in the guest's namespaces already; `parent` is whose end is ours.
+/// Lives as the opener, at the far ends of these lines. For a child that is in the guest's namespaces already; `parent`
+/// is whose end is ours.
 pub(super) fn live(lines: Vec<UnixStream>, parent: Pid) -> ! {
     // Nobody is left to tell of an error; without an opener published ports lead over the tap.
-    let _ = open_sockets(lines, parent);
+    let _ = confine(lines, parent).and_then(open_sockets);
     process::leave()
 }
 
-fn open_sockets(lines: Vec<UnixStream>, parent: Pid) -> Result<Infallible, SetupError> {
-    let mut lines = confine(lines, parent)?;
+/// Answers who asks, until the last line is closed.
+fn open_sockets(mut lines: Vec<UnixStream>) -> Result<(), SetupError> {
     let mut bytes = Vec::new();
-    loop {
-        // The first request on any of them; a line that is closed has one, too, which is empty.
+    while !lines.is_empty() {
+        // A line that is closed has something to hear, too.
         let watched = lines
             .iter()
             .map(|line| PollFd::new(line.as_fd(), PollFlags::POLLIN));
-        let mut ready: Vec<_> = watched.collect();
-        poll(&mut ready, PollTimeout::NONE).step(|| "waiting".into())?;
-        let ready: Vec<bool> = ready
-            .iter()
-            .map(|line| line.any().unwrap_or(true))
-            .collect();
-        let mut ready = ready.into_iter();
-        lines.retain(|line| {
-            let asks = ready.next().unwrap_or(true);
-            !asks || serve(line, &mut bytes).unwrap_or(false)
-        });
-        if lines.is_empty() {
-            process::leave()
+        let mut watched: Vec<_> = watched.collect();
+        poll(&mut watched, PollTimeout::NONE).step(|| "waiting".into())?;
+        // Events without a name are heard as errors.
+        let has_something = |line: PollFd<'_>| line.any().unwrap_or(true);
+        let asking: Vec<bool> = watched.into_iter().map(has_something).collect();
+        let mut kept = Vec::with_capacity(lines.len());
+        for (line, asks) in lines.into_iter().zip(asking) {
+            // An error of a line is its end.
+            if !asks || serve(&line, &mut bytes).unwrap_or(false) {
+                kept.push(line);
+            }
         }
+        lines = kept;
     }
+    Ok(())
 }
 
-/// Answers a line; false when it is closed: its worker is gone, or asks no more.
+/// Answers a request; false where the line is closed: its worker is gone, or asks no more.
 fn serve(line: &UnixStream, bytes: &mut Vec<u8>) -> Result<bool, SetupError> {
     fd::receive(line, bytes).step(|| "hearing".into())?;
     let Some(&family) = bytes.first() else {
@@ -90,12 +90,12 @@ fn answer(line: &UnixStream, family: u8) -> Result<(), SetupError> {
 /// Gives everything up but the lines.
 fn confine(lines: Vec<UnixStream>, parent: Pid) -> Result<Vec<UnixStream>, SetupError> {
     let _ = prctl::set_name(c"tapgate-opener");
-    // Neither the terminal's signals nor anybody's polite ones; it ends with the line.
+    // Neither the terminal's signals nor anybody's polite ones; it ends with its lines.
     SigSet::all()
         .thread_block()
         .step(|| "blocking signals".into())?;
     // In a process group of its own the kernel wakes it should it be stopped when its parent ends (POSIX,
-    // orphaned process groups): it then finds the line closed.
+    // orphaned process groups): it then finds its lines closed.
     setpgid(Pid::from_raw(0), Pid::from_raw(0)).step(|| "leaving the process group".into())?;
     chdir("/").step(|| "leaving the working directory".into())?;
     let lines = fd::keep_only(lines).step(|| "closing descriptors".into())?;
@@ -112,4 +112,32 @@ fn confine(lines: Vec<UnixStream>, parent: Pid) -> Result<Vec<UnixStream>, Setup
     let _ = memory::release_text();
     filter.enter()?;
     Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_lines_of_other_workers_are_answered_when_one_is_closed() {
+        let (one, other) = (line().unwrap(), line().unwrap());
+        #[expect(clippy::disallowed_methods, reason = "stands for another process")]
+        let lives = thread::spawn(|| open_sockets(vec![one.1, other.1]));
+        let asks = |line: &UnixStream, ipv6| {
+            fd::send_all(line, &[request(ipv6)], &[]).unwrap();
+            let mut bytes = Vec::new();
+            let sockets = fd::receive_all(line, &mut bytes).unwrap();
+            assert_eq!((sockets.len(), bytes), (BATCH, vec![request(ipv6)]));
+        };
+        asks(&one.0, false);
+        // It asks and does not wait.
+        fd::send_all(&one.0, &[request(false)], &[]).unwrap();
+        drop(one.0);
+        asks(&other.0, true);
+        asks(&other.0, false);
+        drop(other.0);
+        lives.join().unwrap().unwrap();
+    }
 }
