@@ -1,8 +1,8 @@
 //! What tells the loop what to do: the API, signals, the end of the target, descriptors that hang up.
 //!
 //! Ordinary async code beside the data path. It owns its descriptors, never the stack, and talks to
-//! the loop by [`Command`]s only; nothing here waits but for its own descriptors, so no client and no
-//! signal delays a packet.
+//! the loop by [`Command`]s only; nothing here waits but for its own descriptors and the loop's answers, so no client
+//! and no signal delays a packet.
 
 pub mod api;
 pub mod lifecycle;

@@ -179,6 +179,13 @@ enum Step {
     Failing,
 }
 
+/// Says that a port is free, to who wants to know.
+fn tell(freed: Option<Freed>) {
+    if let Some(freed) = freed {
+        freed();
+    }
+}
+
 impl<H: Host> Stack<H> {
     /// Publishes a port; returns its number. For the first worker: it listens, and knows of every port.
     ///
@@ -225,13 +232,17 @@ impl<H: Host> Stack<H> {
         };
         if let Socket::Elsewhere(worker) = port.socket {
             self.share.hand(worker, Handed::Unpublish { id, freed });
-            return true;
-        }
-        drop(port);
-        if let Some(freed) = freed {
-            freed();
+        } else {
+            drop(port);
+            tell(freed);
         }
         true
+    }
+
+    /// Closes a UDP port that the first worker has taken back. It may never have been served here.
+    pub(super) fn give_port_up(&mut self, id: usize, freed: Option<Freed>) {
+        drop(self.published.remove(id));
+        tell(freed);
     }
 
     /// The published ports, as the first worker knows them.

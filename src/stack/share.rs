@@ -251,9 +251,7 @@ impl<H: Host> Stack<H> {
                 rule,
             } => self.take_client(turn, socket, client, rule),
             Handed::Port { id, rule, socket } => self.take_port(turn.host, id, rule, socket),
-            Handed::Unpublish { id, freed } => {
-                self.unpublish(id, freed);
-            }
+            Handed::Unpublish { id, freed } => self.give_port_up(id, freed),
         }
     }
 
@@ -267,7 +265,9 @@ impl<H: Host> Stack<H> {
             Handed::Port { rule, .. } => {
                 tracing::warn!(port = %rule.host, "no worker serves the published port");
             }
-            Handed::Unpublish { .. } => {}
+            Handed::Unpublish { id, .. } => {
+                tracing::warn!(id, "no worker gives the published port up");
+            }
         }
     }
 
