@@ -536,7 +536,7 @@ impl Sim {
                     .local_endpoint()
                     .is_some_and(|local| local.port == port)
         });
-        if empty && (closing || self.windows.closes_behind(packet)) {
+        if (empty && closing) || self.windows.closes_behind(packet) {
             let window = 1 + u16::try_from(self.random.below(1000)).unwrap();
             packet[header + 14..header + 16].copy_from_slice(&window.to_be_bytes());
             sum_tcp(packet);
