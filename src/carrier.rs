@@ -1,8 +1,9 @@
 //! A thread that carries loops: the only place on the data path that awaits.
 //!
-//! Owns the loops that it carries, of those that serve one network, and knows when to take the next turn: at once, after
-//! having looked for a while, or when something comes. Comes in: loops that other threads lend
-//! ([`Lending`]), and what the loops are told. Goes out: loops that are another thread's to carry, and why it ended.
+//! Owns the loops that it carries, of those that serve one network, and the batches that they take their turns with, and
+//! knows when to take the next turn: at once, after having looked for a while, or when something comes. Comes in: loops
+//! that other threads lend ([`Lending`]), and what the loops are told. Goes out: loops that are another thread's to
+//! carry, and why it ended.
 
 use std::io;
 use std::pin::Pin;

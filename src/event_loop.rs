@@ -216,7 +216,7 @@ impl<L: Link> EventLoop<L> {
         ready.map_or(Poll::Pending, |ready| ready.map_ok(|()| Woken::Ready))
     }
 
-    /// One turn, which leaves the batches empty.
+    /// One turn, which sends what it has put into the batches.
     ///
     /// # Errors
     /// When the link or the poller is gone.
