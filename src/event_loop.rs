@@ -281,7 +281,9 @@ impl<L: Link> EventLoop<L> {
         let next = if again {
             Next::Again
         } else {
-            Next::Wait(self.stack.poll_timeout().map(|at| self.wake_at(at)))
+            let timeout = self.stack.poll_timeout().map(|at| self.wake_at(at));
+            let alone = self.link.patience().map(|time| Instant::now() + time);
+            Next::Wait(timeout.into_iter().chain(alone).min())
         };
         Ok(Turned { next, moved, bulk })
     }

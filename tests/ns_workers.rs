@@ -60,7 +60,9 @@ fn naps(net: &Net, thread: &str) -> u64 {
 #[test]
 fn one_thread_does_while_there_is_time_and_several_where_there_is_none() {
     let net = net("2");
-    let echo = serve::tcp_echo(net.world.listen(at(LOOPBACK, 0)).unwrap());
+    let listener = net.world.listen(at(LOOPBACK, 0)).unwrap();
+    let echo = listener.local_addr().unwrap();
+    let _echo = serve::tcp_echo(listener);
     // The kernel deals them to both queues.
     let wait_for_calm = || {
         wait_until("the second thread to have nothing to do", SOON, || {
@@ -183,6 +185,44 @@ fn published_ports_are_listed_served_and_taken_back() {
     assert_eq!(api.list().len(), 1);
     for port in ports {
         net.world.udp(at(WORLD_A, port)).unwrap();
+    }
+}
+
+/// By whatever queue it comes, and whatever queue the connection has.
+#[test]
+fn flood_is_thinned_and_what_comes_after_it_is_not() {
+    /// Frames of a protocol that nobody speaks (IEEE 802, local experimental), as fast as it goes.
+    const FLOOD: &str = "
+import socket
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+link.bind(('tap0', 0))
+frame = bytes.fromhex('020000000001' + '020000000002' + '88b5') + bytes(46)
+while True:
+    try: link.send(frame)
+    except OSError: pass
+";
+    let flooded = "the guest floods its network";
+    let over = "the flood is over";
+    for workers in ["1", "2"] {
+        let net = Net::up(&["-v", "--workers", workers]);
+        let listener = net.world.listen(at(LOOPBACK, 0)).unwrap();
+        let echo = listener.local_addr().unwrap();
+        let _echo = serve::tcp_echo(listener);
+        let mut stream = net.guest.connect(at(GATEWAY, echo.port())).unwrap();
+        let mut answer = [0; 4];
+        let mut flood = net.guest.command("/usr/bin/python3");
+        let flood = Running::start(flood.args(["-c", FLOOD]));
+        wait_until(flooded, SOON, || {
+            stream.write_all(b"ping").unwrap();
+            stream.read_exact(&mut answer).unwrap();
+            net.tapgate.log().contains(flooded).then_some(())
+        });
+        drop(flood);
+        wait_until(over, SOON, || {
+            net.tapgate.log().contains(over).then_some(())
+        });
+        stream.write_all(b"ping").unwrap();
+        stream.read_exact(&mut answer).unwrap();
     }
 }
 

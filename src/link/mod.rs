@@ -12,6 +12,7 @@ pub mod vnet;
 
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use crate::buf::{RxBatch, TxBatch};
 
@@ -46,6 +47,11 @@ pub trait Link {
     /// # Errors
     /// When the link is gone for good.
     fn transmit(&mut self, batch: &mut TxBatch) -> io::Result<()>;
+
+    /// How long it may be left alone at most, though nothing comes.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
 
     /// It takes frames again, after it took none for a while. Told once each time.
     fn is_back(&mut self) -> bool {

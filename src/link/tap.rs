@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use super::thinning::Thinning;
 use super::{Link, Look, vnet};
@@ -17,6 +18,9 @@ use crate::sys::readiness::Watched;
 use crate::sys::tap::{self, offload};
 
 pub use super::thinning::parts::Parts;
+
+/// Who floods no more may be silent: what is thinned is looked at anew that soon, or what comes next would be dropped.
+const RELIEF: Duration = Duration::from_millis(100);
 
 /// Offloads granted by the kernel, and whether there is a vnet header to use them by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,6 +253,11 @@ impl Link for TapLink {
         }
         self.thin(batch);
         Ok(more)
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        let thins = self.thinning.as_ref().is_some_and(Thinning::is_on);
+        thins.then_some(RELIEF)
     }
 
     fn is_back(&mut self) -> bool {

@@ -104,6 +104,11 @@ impl Parts {
         }
         let done = set((least != [ALL; KINDS]).then(|| filter(least)));
         if done.is_ok() {
+            match (state.set == [ALL; KINDS], least == [ALL; KINDS]) {
+                (true, _) => tracing::info!("the guest floods its network: a part is dropped"),
+                (_, true) => tracing::info!("the flood is over: nothing is dropped"),
+                (false, false) => {}
+            }
             state.set = least;
         } else {
             state.kept[queue] = [ALL; KINDS];
