@@ -24,6 +24,7 @@ use packets::{ICMP, Ip, Ipv4, Segment, TCP, UDP};
 use smoltcp::socket::tcp::State;
 use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
+use tapgate::stack::share::Handed;
 
 const WORKERS: usize = 3;
 const PORTS: std::ops::Range<u16> = 5000..5024;
@@ -223,6 +224,23 @@ fn published_datagrams_come_and_go_by_one_socket() {
     assert_eq!(closed(&lab), PORTS.len());
     assert_eq!(freed.load(Ordering::Relaxed), PORTS.len());
     lab.rest();
+}
+
+#[test]
+fn a_port_that_its_worker_never_had_is_free() {
+    let mut lab = lab();
+    let freed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&freed);
+    let says = Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let handed = Handed::Unpublish {
+        id: 7,
+        freed: Some(says),
+    };
+    lab.0
+        .with_stack(|stack, turn| stack.handle_handed(turn, handed));
+    assert_eq!(freed.load(Ordering::Relaxed), 1);
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl TapLink {
     /// Counts what came, and changes the filter where that is due. A kernel that takes none is left alone.
     #[expect(
         clippy::disallowed_methods,
-        reason = "only while there is a flood, and not the time of the stack's"
+        reason = "only while there may be a flood, and not the time of the stack's"
     )]
     fn thin(&mut self, batch: &RxBatch) {
         let Some(thinning) = &mut self.thinning else {
@@ -128,7 +128,6 @@ impl TapLink {
             let tap = self.device.get().as_fd();
             if let Err(error) = thinning.set(|filter| set_filter(tap, filter)) {
                 tracing::debug!(%error, "floods are not thinned");
-                thinning.end(|| clear_filter(tap));
                 self.thinning = None;
             }
         }

@@ -171,11 +171,12 @@ impl Thinning {
         std::mem::replace(&mut self.flows[place], flow) != flow
     }
 
-    /// It is time to look at the clock: something is thinned, or may have to be, or less is taken than else; or the other
-    /// queues are to know that connections carry data.
+    /// It is time to look at the clock: something is thinned, or may have to be, or less is taken than else; or another
+    /// queue wants to know whether connections carry data.
     pub(super) fn is_due(&self) -> bool {
-        let counted = self.counts.iter().sum::<u64>() + self.segments;
-        self.is_on() || self.strain > 0 || counted >= GLANCE
+        let counted = self.counts.iter().sum::<u64>();
+        let tells = self.segments > 0 && self.parts.is_asked();
+        self.is_on() || self.strain > 0 || counted >= GLANCE || tells
     }
 
     /// Something is thinned.
@@ -215,6 +216,9 @@ impl Thinning {
                 } else {
                     0
                 };
+                if *over > 0 {
+                    self.parts.ask();
+                }
                 let floods_it = *over >= PATIENCE || before[kind] != ALL;
                 self.kept[kind] = if carries && floods_it {
                     part(before[kind], rate, most / floods)
@@ -233,10 +237,10 @@ impl Thinning {
     /// Has the filter of the tap set as it is to be now, if that is another; none where nothing is thinned.
     ///
     /// # Errors
-    /// What `set` reports: this queue then thins no more, and may have left a filter.
+    /// What `set` reports; there is no filter then until another queue's part changes.
     pub(super) fn set(
         &self,
-        set: impl FnOnce(Option<Vec<Instruction>>) -> io::Result<()>,
+        set: impl Fn(Option<Vec<Instruction>>) -> io::Result<()>,
     ) -> io::Result<()> {
         self.parts.change(self.queue, self.kept, set)
     }

@@ -5,7 +5,7 @@
 //! when a queue's part changes, and once in a window of counting: nothing is shared from frame to frame.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ struct Shared {
     epoch: Instant,
     /// When connections carried data last, microseconds after the epoch and one; 0 is never.
     carried: AtomicU64,
+    /// A queue that may have to thin wants to know.
+    asked: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,7 @@ impl Parts {
             }),
             epoch: Instant::now(),
             carried: AtomicU64::new(0),
+            asked: AtomicBool::new(false),
         }))
     }
 
@@ -67,11 +70,20 @@ impl Parts {
         u64::try_from(micros).unwrap_or(u64::MAX - 1) + 1
     }
 
+    /// Who has connections that carry data is to say so.
+    pub(super) fn ask(&self) {
+        self.0.asked.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_asked(&self) -> bool {
+        self.0.asked.load(Ordering::Relaxed)
+    }
+
     /// Connections carry data.
     pub(super) fn note_carried(&self, now: Instant) {
-        self.0
-            .carried
-            .fetch_max(self.micros(now), Ordering::Relaxed);
+        let now = self.micros(now);
+        self.0.carried.fetch_max(now, Ordering::Relaxed);
+        self.0.asked.store(false, Ordering::Relaxed);
     }
 
     /// They did so lately, by any queue.
@@ -85,12 +97,13 @@ impl Parts {
     /// queue changes it.
     ///
     /// # Errors
-    /// What `set` reports; this queue is then left out of account.
+    /// What `set` reports. The filter is then taken away, and this queue's part left out of account; those of others count
+    /// again when one changes.
     pub(super) fn change(
         &self,
         queue: usize,
         kept: [u32; KINDS],
-        set: impl FnOnce(Option<Vec<Instruction>>) -> io::Result<()>,
+        set: impl Fn(Option<Vec<Instruction>>) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut state = self.filter();
         let Some(part) = state.kept.get_mut(queue) else {
@@ -112,6 +125,9 @@ impl Parts {
             state.set = least;
         } else {
             state.kept[queue] = [ALL; KINDS];
+            state.set = [ALL; KINDS];
+            // Who can't set one may still take one away; else it stays for as long as we do.
+            let _ = set(None);
         }
         done
     }

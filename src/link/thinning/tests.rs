@@ -1,6 +1,8 @@
 //! Frames and windows of time go in. Out comes what is thinned and what is not; that the filter in the kernel agrees with
 //! the count here; and that less is let through where the processor does not keep up.
 
+use std::cell::{Cell, RefCell};
+
 use super::*;
 
 /// What the kernel does with a program, as far as [`filter`] needs it.
@@ -243,13 +245,13 @@ fn nothing_is_thinned_where_there_is_no_connection() {
 type Setting = Option<Option<Vec<Instruction>>>;
 
 fn set(thinning: &Thinning) -> Setting {
-    let mut setting = None;
+    let setting = RefCell::new(None);
     let set = |filter| {
-        setting = Some(filter);
+        setting.replace(Some(filter));
         Ok(())
     };
     thinning.set(set).unwrap();
-    setting
+    setting.into_inner()
 }
 
 fn two() -> [Thinning; 2] {
@@ -303,12 +305,18 @@ fn the_filter_goes_with_the_first_queue_and_none_comes_after() {
 #[test]
 fn who_can_t_set_the_filter_is_left_out_of_account() {
     let [mut one, mut other] = two();
-    one.kept = only(Kind::Link, LEAST);
-    assert!(
-        one.set(|_| Err(io::ErrorKind::InvalidInput.into()))
-            .is_err()
-    );
     other.kept = only(Kind::Other, LEAST);
+    assert!(set(&other).is_some());
+    one.kept = only(Kind::Link, LEAST);
+    let tried = Cell::new(0);
+    let fails = |filter: Option<Vec<Instruction>>| {
+        tried.set(tried.get() + 1);
+        assert_eq!(filter.is_some(), tried.get() == 1, "then it is cleared");
+        Err(io::ErrorKind::InvalidInput.into())
+    };
+    assert!(one.set(fails).is_err());
+    assert_eq!(tried.get(), 2);
+    other.kept = only(Kind::Other, LEAST * 2);
     assert_eq!(set(&other), Some(Some(filter(other.kept))));
 }
 
@@ -345,8 +353,9 @@ fn connections_that_meet_another_queue_count() {
         }
         one.is_on()
     };
+    other.segments = 1;
+    assert!(!other.is_due(), "nobody wants to know");
     assert!(!flooded(&mut one, &mut now), "there are no connections");
-    other.segments = GLANCE;
     assert!(other.is_due());
     other.look(now);
     assert!(flooded(&mut one, &mut now));
