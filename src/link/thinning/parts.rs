@@ -1,8 +1,8 @@
 //! Where the queues of a tap meet: it has one filter for all of them.
 //!
 //! Owns what each queue lets through of each kind, and when connections carried data last, by whatever queue. Comes in:
-//! what one queue changes. Goes out: the filter, which lets through as little of a kind as the strictest of them. Asked
-//! when a queue's part changes, and once in a window of counting: nothing is shared from frame to frame.
+//! what one queue changes. Goes out: the filter, which lets through as little of a kind as the strictest of them. It is
+//! locked when a queue's part changes alone; whether another queue wants to know of connections is read once in a batch.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
