@@ -33,7 +33,7 @@ use crate::host::resolv_text::{Asked, TextFile};
 use crate::lending::Lending;
 use crate::link::Link;
 use crate::link::seqpacket::SeqpacketLink;
-use crate::link::tap::{Parts, TapLink};
+use crate::link::tap::{TapFilter, TapLink};
 use crate::log;
 use crate::net::Mac;
 use crate::setup::broker::{Broker, Errands};
@@ -117,10 +117,10 @@ fn descriptors() -> Result<Reserve> {
 type LinkTraits = (TxCapabilities, Option<Mac>);
 
 /// The link over one queue of a tap, of those that share the filter of the tap.
-fn tap_link(tap: OwnedFd, queue: usize, parts: &Parts) -> Result<(TapLink, LinkTraits)> {
+fn tap_link(tap: OwnedFd, queue: usize, filter: &TapFilter) -> Result<(TapLink, LinkTraits)> {
     let mut link =
         TapLink::new(LinkId(0), tap).context("taking over the tap (is it an open tap?)")?;
-    link.thin_floods(parts.clone(), queue);
+    link.thin_floods(filter.clone(), queue);
     let traits = (link.granted().transmit(), Some(link.mac()));
     Ok((link, traits))
 }
@@ -223,7 +223,7 @@ fn outbound_step(option: &str, config: &Config) -> String {
 
 /// The loops of all workers: the first one's, and one over each of the other queues of the tap.
 fn all_loops(plan: &Plan, taps: Vec<OwnedFd>, parts: Vec<Part>) -> Result<Vec<EventLoop<TapLink>>> {
-    let filter = Parts::of(taps.len());
+    let filter = TapFilter::of(taps.len());
     let mut queues = taps.into_iter().zip(parts).enumerate();
     let (queue, (tap, part)) = queues.next().context("the tap has no queue")?;
     let first = first_loop(plan, tap_link(tap, queue, &filter)?, part)?;

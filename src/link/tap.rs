@@ -17,7 +17,7 @@ use crate::net::Mac;
 use crate::sys::readiness::Watched;
 use crate::sys::tap::{self, offload};
 
-pub use super::thinning::parts::Parts;
+pub use super::thinning::tap_filter::TapFilter;
 
 /// Who floods no more may be silent: what is thinned is looked at anew that soon, or what comes next would be dropped.
 const RELIEF: Duration = Duration::from_millis(100);
@@ -96,8 +96,8 @@ impl TapLink {
     }
 
     /// From now on floods are thinned out that come by this queue, of those that share the tap's filter.
-    pub fn thin_floods(&mut self, parts: Parts, queue: usize) {
-        self.thinning = Some(Thinning::new(parts, queue));
+    pub fn thin_floods(&mut self, shared: TapFilter, queue: usize) {
+        self.thinning = Some(Thinning::new(shared, queue));
     }
 
     /// What the kernel granted.

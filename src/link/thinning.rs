@@ -6,16 +6,16 @@
 //! are taken, and fewer where the processor does not keep up: a filter of the tap (classic BPF,
 //! `Documentation/networking/filter.rst`) drops part of the rest before it is queued, at the cost of who sends it.
 //! Comes in: frames as they are read, the time. Goes out: the filter, when it is to be another. Each queue's frames are
-//! counted for themselves; the queues meet in [`Parts`].
+//! counted for themselves; the queues meet in [`TapFilter`].
 
-pub(super) mod parts;
+pub(super) mod tap_filter;
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use libc::sock_filter as Instruction;
 
-use parts::Parts;
+use tap_filter::TapFilter;
 
 /// A kind of frame that is thinned by itself: what else there is gets through unharmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ const LEAST: u32 = 1 << 16;
 /// Counts of one queue, and the part of each kind that is let through.
 #[derive(Debug)]
 pub(super) struct Thinning {
-    parts: Parts,
+    shared: TapFilter,
     queue: usize,
     queues: u64,
     counts: [u64; KINDS],
@@ -86,10 +86,10 @@ pub(super) struct Thinning {
 }
 
 impl Thinning {
-    pub(super) fn new(parts: Parts, queue: usize) -> Self {
+    pub(super) fn new(shared: TapFilter, queue: usize) -> Self {
         Self {
-            queues: parts.queues().max(1),
-            parts,
+            queues: shared.queues().max(1),
+            shared,
             queue,
             counts: [0; KINDS],
             kept: [ALL; KINDS],
@@ -175,7 +175,7 @@ impl Thinning {
     /// queue wants to know whether connections carry data.
     pub(super) fn is_due(&self) -> bool {
         let counted = self.counts.iter().sum::<u64>();
-        let tells = self.segments > 0 && self.parts.is_asked();
+        let tells = self.segments > 0 && self.shared.is_asked();
         self.is_on() || self.strain > 0 || counted >= GLANCE || tells
     }
 
@@ -192,9 +192,9 @@ impl Thinning {
             return false;
         }
         if self.segments > 0 {
-            self.parts.note_carried(now);
+            self.shared.note_carried(now);
         }
-        let carries = self.parts.carried_within(MEMORY, now);
+        let carries = self.shared.carried_within(MEMORY, now);
         let before = self.kept;
         if !elapsed.is_zero() {
             let micros = u64::try_from(elapsed.as_micros())
@@ -217,7 +217,7 @@ impl Thinning {
                     0
                 };
                 if *over > 0 {
-                    self.parts.ask();
+                    self.shared.ask();
                 }
                 let floods_it = *over >= PATIENCE || before[kind] != ALL;
                 self.kept[kind] = if carries && floods_it {
@@ -242,12 +242,12 @@ impl Thinning {
         &self,
         set: impl Fn(Option<Vec<Instruction>>) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.parts.change(self.queue, self.kept, set)
+        self.shared.change(self.queue, self.kept, set)
     }
 
     /// Has the filter of the tap taken away, if there is one, for good: no queue sets another.
     pub(super) fn end(&self, clear: impl FnOnce()) {
-        self.parts.end(clear);
+        self.shared.end(clear);
     }
 }
 

@@ -104,7 +104,7 @@ fn the_kernel_and_we_call_frames_the_same() {
 
 /// Of a tap with one queue.
 fn alone() -> Thinning {
-    Thinning::new(Parts::of(1), 0)
+    Thinning::new(TapFilter::of(1), 0)
 }
 
 /// So many frames of a kind, and of segments, in one window.
@@ -241,7 +241,7 @@ fn nothing_is_thinned_where_there_is_no_connection() {
     assert!(!thinning.is_on());
 }
 
-/// Both queues of a tap, and what was set last: a filter, none, or nothing since.
+/// What was set: a filter, none, or nothing at all.
 type Setting = Option<Option<Vec<Instruction>>>;
 
 fn set(thinning: &Thinning) -> Setting {
@@ -254,9 +254,10 @@ fn set(thinning: &Thinning) -> Setting {
     setting.into_inner()
 }
 
+/// Of a tap with two queues.
 fn two() -> [Thinning; 2] {
-    let parts = Parts::of(2);
-    [0, 1].map(|queue| Thinning::new(parts.clone(), queue))
+    let shared = TapFilter::of(2);
+    [0, 1].map(|queue| Thinning::new(shared.clone(), queue))
 }
 
 /// So much of this kind is let through.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::{ALL, Instruction, KINDS, filter};
 
-/// A tap's queues; each has this.
+/// The filter of a tap; each of its queues has this.
 #[derive(Debug, Clone)]
-pub struct Parts(Arc<Shared>);
+pub struct TapFilter(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -35,7 +35,7 @@ struct Filter {
     ended: bool,
 }
 
-impl Parts {
+impl TapFilter {
     /// Of a tap with so many queues, which let everything through.
     #[must_use]
     #[expect(
