@@ -62,8 +62,18 @@ fn open(net: &Net, listener: &TcpListener) -> (TcpStream, TcpStream) {
 
 #[test]
 fn an_idle_connection_costs_little_and_a_crowd_leaves_nothing() {
+    crowd(&[]);
+}
+
+#[test]
+fn a_crowd_of_two_workers_leaves_nothing() {
+    crowd(&["--workers", "2"]);
+}
+
+/// Opens connections that do nothing, asks all of them, and ends them.
+fn crowd(options: &[&str]) {
     let count = env_number("TAPGATE_TEST_CONNECTIONS", 2000);
-    let net = Net::up(&["--max-flows", "100000"]);
+    let net = Net::up(&[&["--max-flows", "100000"], options].concat());
     let pid = net.tapgate.pid();
     let files = nix::sys::resource::Resource::RLIMIT_NOFILE;
     let (_, open_files) = nix::sys::resource::getrlimit(files).unwrap();

@@ -11,6 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
 use super::key::{FlowKey, KeyedState, Kind};
+use crate::buf;
 use crate::host::Token;
 use crate::net::Instant;
 
@@ -37,7 +38,7 @@ pub struct Most {
 const GENERATION_MASK: u64 = 0x3fff_ffff;
 
 /// Room for this many flows is kept when most have gone.
-const KEPT: usize = 1024;
+const KEPT: usize = 256;
 
 /// The table holds as many flows as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -304,6 +305,7 @@ impl<F> Table<F> {
         self.waiting.shrink();
         // Where the last one is in the way, this waits until there are half as many.
         self.shrink_at = self.index.len() / 2;
+        buf::give_back();
     }
 
     /// Moves a flow's deadline.

@@ -96,6 +96,8 @@ const INTERNET: &[&[Only]] = &[
 ];
 /// No memory becomes a program.
 const NOT_EXECUTABLE: &[&[Only]] = &[&[Only::Without(2, libc::PROT_EXEC)]];
+/// Pages are given back, no advice else.
+const GIVEN_BACK: &[&[Only]] = &[&[Only::Is(2, libc::MADV_DONTNEED)]];
 /// A stream over the Internet's protocols.
 const STREAMS: &[&[Only]] = &[
     socket!(AF_INET, SOCK_STREAM, 0),
@@ -235,6 +237,15 @@ pub const CALLS: &[Call] = &[
     any("munmap", libc::SYS_munmap, "rings of a flow that ended"),
     any("brk", libc::SYS_brk, "the heap"),
     any("mremap", libc::SYS_mremap, "a large table grows"),
+    Call {
+        everywhere: false,
+        ..only(
+            "madvise",
+            libc::SYS_madvise,
+            GIVEN_BACK,
+            "what a crowd leaves",
+        )
+    },
     sometimes(
         "clock_gettime",
         libc::SYS_clock_gettime,

@@ -29,6 +29,16 @@ pub fn map_large_allocations() {
     }
 }
 
+/// Gives the heap's free pages back, those below what is still in use, too: of itself the allocator returns only
+/// what is free at its end (malloc_trim(3)).
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call changes nothing that is allocated, and may be made at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Keeps the kernel from turning sparsely written rings into huge pages, which would commit all of
 /// them (prctl(2), `PR_SET_THP_DISABLE`); matters where huge pages are "always" on.
 ///
