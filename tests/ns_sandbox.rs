@@ -198,20 +198,45 @@ fn resolver_behind_two_links_is_followed_from_within() {
 
 // --- the list of system calls --------------------------------------------------------------------
 
-/// What strace wrote of process `pid`, line by line. Short numbers are padded.
-fn lines_of(trace: &str, pid: i32) -> impl Iterator<Item = &str> {
-    let pid = pid.to_string();
-    trace.lines().filter_map(move |line| {
+/// What strace wrote, line by line, with the thread's number. Short numbers are padded.
+fn lines(trace: &str) -> impl Iterator<Item = (i32, &str)> {
+    trace.lines().filter_map(|line| {
         let (number, rest) = line.split_once(' ')?;
-        (number == pid).then(|| rest.trim_start())
+        Some((number.parse().ok()?, rest.trim_start()))
     })
 }
 
-/// The names of the calls that process `pid` made once its filter was on.
+/// What it wrote of thread `pid`.
+fn lines_of(trace: &str, pid: i32) -> impl Iterator<Item = &str> {
+    lines(trace).filter_map(move |(number, line)| (number == pid).then_some(line))
+}
+
+/// Process `pid` and the threads that it began. Where a thread is begun by clone3(2), strace may not tell its flags;
+/// processes begin by clone(2).
+fn threads_of(trace: &str, pid: i32) -> Vec<i32> {
+    let mut threads = vec![pid];
+    let mut begins = false;
+    for line in lines_of(trace, pid) {
+        let resumes = begins && line.starts_with("<... clone");
+        begins = line.starts_with("clone3(") || line.contains("CLONE_THREAD") || resumes;
+        let number = line.rsplit_once(" = ").map(|(_, number)| number);
+        threads.extend(
+            number
+                .filter(|_| begins)
+                .and_then(|it| it.parse::<i32>().ok()),
+        );
+    }
+    threads
+}
+
+/// The names of the calls that process `pid` made, in any of its threads, once its filter was on.
 fn calls_behind_the_filter(trace: &str, pid: i32) -> BTreeSet<String> {
-    let mut own = lines_of(trace, pid).skip_while(|line| !line.starts_with("seccomp("));
-    own.next();
-    let names = own.filter_map(|line| line.split_once('(').map(|(name, _)| name));
+    let threads = threads_of(trace, pid);
+    let behind = lines(trace)
+        .skip_while(|(number, line)| *number != pid || !line.starts_with("seccomp("))
+        .skip(1);
+    let own = behind.filter(|(number, _)| threads.contains(number));
+    let names = own.filter_map(|(_, line)| line.split_once('(').map(|(name, _)| name));
     names
         .filter(|name| {
             name.bytes()
