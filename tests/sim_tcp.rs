@@ -13,6 +13,7 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
+use tapgate::net::drop::DropReason;
 use tapgate::net::{Duration, Instant};
 
 const SERVER: &str = "192.0.2.1:80";
@@ -325,6 +326,22 @@ fn unreachable_hosts_are_told_as_a_router_would() {
         assert_eq!(read_icmp(&sim.received[0]), Some(icmp), "{answer:?}");
         assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
     }
+}
+
+#[test]
+fn a_request_that_finds_no_port_in_time_is_left_to_be_repeated() {
+    let mut sim = Sim::new(3);
+    // EAGAIN.
+    sim.net.answer_all(ConnectAnswer::Fail(11));
+    let handle = sim.connect(SERVER);
+    sim.settle(Duration::from_millis(300));
+    assert_eq!(sim.socket(handle).state(), State::SynSent);
+    assert!(sim.received.is_empty(), "nobody is told");
+    assert_eq!((sim.stack.flows(), sim.net.open_sockets()), (0, 0));
+    assert!(sim.stack.counters().dropped(DropReason::TcpNoPort) > 0);
+    sim.net.answer_all(ConnectAnswer::Accept);
+    assert!(sim.run(seconds(4), |sim| sim.socket(handle).state()
+        == State::Established));
 }
 
 #[test]

@@ -63,6 +63,9 @@ reasons! {
     TcpUnacceptable,
     /// A TCP segment of a flow for which no memory is to be had; the guest sends it again.
     TcpNoMemory,
+    /// A TCP connection request for which no port of the host's was found in the time that there is; the guest sends it
+    /// again.
+    TcpNoPort,
     /// A DNS query too short to have a header, or an answer sent to the resolver.
     DnsMalformed,
     /// The host's socket took no more datagrams.

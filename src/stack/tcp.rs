@@ -192,6 +192,9 @@ impl<H: Host> Stack<H> {
             Ok(begun) => begun,
             Err(error) => {
                 tracing::debug!(%to, %error, "connect failed");
+                if error.kind() == ErrorKind::WouldBlock {
+                    return Disposition::Dropped(DropReason::TcpNoPort);
+                }
                 return match refusal(&error) {
                     Refusal::Reset => self.reset(turn, ip.wire, ends, segment),
                     Refusal::Unreachable(error) => self.tell(turn, ip, error),

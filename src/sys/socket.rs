@@ -71,6 +71,23 @@ pub fn discard(socket: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
     usize::try_from(discarded).map_err(|_| io::Error::last_os_error())
 }
 
+/// Has a socket that gets its port from the kernel get one from the first to the last of these, where they are in the
+/// namespace's range (ip(7), `IP_LOCAL_PORT_RANGE`; since Linux 6.3, for both families).
+///
+/// # Errors
+/// `ENOPROTOOPT` where the kernel is older.
+pub fn limit_ports(socket: BorrowedFd<'_>, [first, last]: [u16; 2]) -> io::Result<()> {
+    /// Of linux/in.h.
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    let both = u32::from(last) << 16 | u32::from(first);
+    set_integer(
+        socket,
+        libc::IPPROTO_IP,
+        IP_LOCAL_PORT_RANGE,
+        both.cast_signed(),
+    )
+}
+
 /// What a socket does about datagrams above a path's MTU (`IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathMtu {

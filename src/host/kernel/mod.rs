@@ -12,6 +12,7 @@ mod error_queue;
 pub mod inside;
 mod marks;
 mod pipe;
+mod ports;
 mod stream;
 
 use std::io;
@@ -34,6 +35,7 @@ use crate::sys::reserve::Reserve;
 use crate::sys::socket::{accept, lacks_means};
 use inside::Inside;
 use pipe::Pipes;
+use ports::Ports;
 
 pub use datagram::KernelUdp;
 pub use echo::KernelEcho;
@@ -71,7 +73,9 @@ pub struct KernelHost {
     events: Vec<EpollEvent>,
     config: Arc<Config>,
     resolvers: Resolvers,
+    ports: Ports,
     inside: Inside,
+    ports_inside: Ports,
     pipes: Pipes,
     reserve: Reserve,
     /// Events that came about without the kernel.
@@ -100,7 +104,9 @@ impl KernelHost {
                 },
                 (Dns::Off, _) | (Dns::Host, None) => Resolvers::Fixed(Vec::new()),
             },
+            ports: Ports::of_host(),
             inside: Inside::default(),
+            ports_inside: Ports::of_namespace(),
             pipes: Pipes::new(config.workers),
             config,
             reserve,
@@ -281,7 +287,7 @@ impl Host for KernelHost {
         let socket = nonblocking(Domain::for_address(remote), Type::STREAM, None)?;
         let socket = self.reserve.for_guest(socket)?;
         self.bind_outbound(&socket, remote.ip())?;
-        let socket = KernelTcp::connect(socket, remote, marks)?;
+        let socket = KernelTcp::connect(socket, remote, marks, &mut self.ports)?;
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
     }
@@ -311,7 +317,7 @@ impl Host for KernelHost {
 
     fn tcp_connect_inside(&mut self, token: Token, to: SocketAddr) -> io::Result<KernelTcp> {
         let socket = Socket::from(self.inside.take(to.is_ipv6(), token)?);
-        let socket = KernelTcp::connect_inside(socket, to)?;
+        let socket = KernelTcp::connect_inside(socket, to, &mut self.ports_inside)?;
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
     }

@@ -14,6 +14,7 @@ use socket2::Socket;
 
 use super::error_queue::{keep_errors, next_error};
 use super::marks::Told;
+use super::ports::Ports;
 use crate::host::{QueuedError, TcpSocket};
 use crate::net::Marks;
 use crate::sys::socket::{discard, peek_from_next};
@@ -44,7 +45,12 @@ pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
 
 impl KernelTcp {
     /// Begins a connection from a socket that is bound as it is to be.
-    pub(super) fn connect(socket: Socket, remote: SocketAddr, marks: Marks) -> io::Result<Self> {
+    pub(super) fn connect(
+        socket: Socket,
+        remote: SocketAddr,
+        marks: Marks,
+        ports: &mut Ports,
+    ) -> io::Result<Self> {
         prepare(&socket)?;
         let ipv6 = remote.is_ipv6();
         // No router is on the way to the host itself.
@@ -59,10 +65,10 @@ impl KernelTcp {
             told.hop_limit(&socket, ipv6, marks.hop_limit)?;
         }
         told.tos(&socket, ipv6, marks.tos & !ECN)?;
-        let mut connected = try_connect(&socket, remote)?;
+        let mut connected = is_there(ports.connect(&socket, remote))?;
         if !connected && remote.ip().is_loopback() {
             // There both ends have spoken by now, which the first call does not look at.
-            connected = try_connect(&socket, remote)?;
+            connected = is_there(socket.connect(&remote.into()))?;
         }
         refuse_itself(&socket, remote)?;
         Ok(Self {
@@ -77,21 +83,24 @@ impl KernelTcp {
 
     /// Begins a connection within another namespace, whose own address it comes from, so that whoever
     /// trusts the loopback there alone does not take it for a neighbour's.
-    pub(super) fn connect_inside(socket: Socket, to: SocketAddr) -> io::Result<Self> {
+    pub(super) fn connect_inside(
+        socket: Socket,
+        to: SocketAddr,
+        ports: &mut Ports,
+    ) -> io::Result<Self> {
         prepare(&socket)?;
         if !to.ip().is_loopback() {
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
             socket.bind(&SocketAddr::new(to.ip(), 0).into())?;
         }
-        match socket.connect(&to.into()) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        is_there(ports.connect(&socket, to)).map_err(|error| {
             // That no socket can be had yet is told so; it is another matter.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::ErrorKind::AddrNotAvailable.into());
+            if error.kind() == io::ErrorKind::WouldBlock {
+                io::ErrorKind::AddrNotAvailable.into()
+            } else {
+                error
             }
-            Err(error) => return Err(error),
-        }
+        })?;
         refuse_itself(&socket, to)?;
         Ok(Self::accepted(socket, to))
     }
@@ -116,18 +125,12 @@ impl KernelTcp {
     }
 }
 
-/// Begins a connection, or asks how the attempt fares; true once there is one.
-fn try_connect(socket: &Socket, remote: SocketAddr) -> io::Result<bool> {
-    match socket.connect(&remote.into()) {
+/// Whether there is a connection by now, of what connect(2) said.
+fn is_there(outcome: io::Result<()>) -> io::Result<bool> {
+    let begun = [Some(libc::EINPROGRESS), Some(libc::EALREADY)];
+    match outcome {
         Ok(()) => Ok(true),
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EINPROGRESS | libc::EALREADY)
-            ) =>
-        {
-            Ok(false)
-        }
+        Err(error) if begun.contains(&error.raw_os_error()) => Ok(false),
         Err(error) => Err(error),
     }
 }
