@@ -357,30 +357,43 @@ fn many_short_connections_one_after_the_other() {
     }
 }
 
-/// A server, all of whose connections come from the host's few ports.
+/// A server, all of whose connections come from the host's few ports: those that there are from the beginning, or from
+/// later on.
 #[test]
 fn all_ports_of_the_host_are_found_to_the_last() {
     const PORTS: usize = 1088;
     support::sys::raise_descriptor_limit().unwrap();
-    let world = World::new();
-    let range = "/proc/sys/net/ipv4/ip_local_port_range";
-    world.set_up(&format!("echo 40000 {} > {range}", 40000 + PORTS - 1));
-    let net = Net::up_in(world, &[]);
-    let [server, another] = [7000, 7001].map(|port| net.world.listen(at(WORLD_A, port)).unwrap());
-    let connect = || net.guest.connect(server.local_addr().unwrap());
-    let mut open: Vec<_> = (0..PORTS)
-        .map(|_| (connect().unwrap(), accept(&server).0))
-        .collect();
-    assert!(connect().is_err(), "one more than there are");
-    // To another they are not taken.
-    let mut other = net.guest.connect(another.local_addr().unwrap()).unwrap();
-    other.write_all(b"?").unwrap();
-    accept(&another).0.read_exact(&mut [0]).unwrap();
-    for (guest, host) in &mut open {
-        guest.write_all(b"!").unwrap();
-        host.read_exact(&mut [0]).unwrap();
+    for first in [40000, 10000] {
+        let limit = format!(
+            "echo {first} {} > /proc/sys/net/ipv4/ip_local_port_range",
+            first + PORTS - 1
+        );
+        let world = World::new();
+        let net = if first == 40000 {
+            world.set_up(&limit);
+            Net::up_in(world, &[])
+        } else {
+            let net = Net::up_in(world, &[]);
+            net.world.set_up(&limit);
+            net
+        };
+        let [server, another] =
+            [7000, 7001].map(|port| net.world.listen(at(WORLD_A, port)).unwrap());
+        let connect = || net.guest.connect(server.local_addr().unwrap());
+        let mut open: Vec<_> = (0..PORTS)
+            .map(|_| (connect().unwrap(), accept(&server).0))
+            .collect();
+        assert!(connect().is_err(), "one more than there are");
+        // To another they are not taken.
+        let mut other = net.guest.connect(another.local_addr().unwrap()).unwrap();
+        other.write_all(b"?").unwrap();
+        accept(&another).0.read_exact(&mut [0]).unwrap();
+        for (guest, host) in &mut open {
+            guest.write_all(b"!").unwrap();
+            host.read_exact(&mut [0]).unwrap();
+        }
+        // Reset by the host, so that the port is free at once.
+        support::sockets::reset(open.swap_remove(500).1);
+        wait_until("a port to be found again", SOON, || connect().ok());
     }
-    // Reset by the host, so that the port is free at once.
-    support::sockets::reset(open.swap_remove(500).1);
-    wait_until("a port to be found again", SOON, || connect().ok());
 }

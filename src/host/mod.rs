@@ -162,7 +162,8 @@ pub trait Host {
     /// [`TcpSocket::connect_outcome`].
     ///
     /// # Errors
-    /// What `connect(2)` reports at once: no route, no descriptor, forbidden.
+    /// What `connect(2)` reports at once: no route, no descriptor, forbidden; `WouldBlock` where hardly a port is left, and
+    /// there is no time to look for one.
     fn tcp_connect(
         &mut self,
         token: Token,
@@ -194,7 +195,7 @@ pub trait Host {
     /// # Errors
     /// `WouldBlock` when an event with this token will tell the time to ask again, or by
     /// [`Event::error`] that there is no way; `Unsupported` when there is none; `AddrNotAvailable`
-    /// when the guest has not got that address; what `connect(2)` reports at once.
+    /// when the guest has not got that address, or no port was found; what `connect(2)` reports at once.
     fn tcp_connect_inside(&mut self, token: Token, to: SocketAddr) -> io::Result<Self::Tcp>;
 
     /// Nobody answers who could open sockets inside: from now on there is no way there.

@@ -199,7 +199,7 @@ pub const CALLS: &[Call] = &[
     any(
         "setsockopt",
         libc::SYS_setsockopt,
-        "no delay, keep-alive, linger, error queue, device",
+        "no delay, keep-alive, linger, error queue, device, ports",
     ),
     any("getsockopt", libc::SYS_getsockopt, "how a connect ended"),
     any(

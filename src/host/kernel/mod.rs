@@ -202,22 +202,6 @@ impl KernelHost {
         !self.own_events.is_empty()
     }
 
-    /// Binds an outgoing socket to the address or interface asked for.
-    fn bind_outbound(&self, socket: &Socket, remote: IpAddr) -> io::Result<()> {
-        // What leads to the host's own loopback does not leave by an interface.
-        if remote.is_loopback() {
-            return Ok(());
-        }
-        match self.config.outbound_of(remote.is_ipv6()) {
-            None => Ok(()),
-            Some(Outbound::Interface(name)) => socket.bind_device(Some(name.as_bytes())),
-            Some(Outbound::Address(addr)) => {
-                setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
-                socket.bind(&SocketAddr::new(*addr, 0).into())
-            }
-        }
-    }
-
     /// Whether sockets can be bound as the configuration wants it, so that a wrong address or name is
     /// told at the start and not by every connection.
     ///
@@ -229,7 +213,7 @@ impl KernelHost {
                 continue;
             };
             match nonblocking(family(ipv6), Type::DGRAM, None) {
-                Ok(socket) => self.bind_outbound(&socket, unspecified(ipv6))?,
+                Ok(socket) => bind_outbound(&self.config, &socket, unspecified(ipv6))?,
                 // An interface is for both families, of which this kernel has one.
                 Err(error)
                     if error.raw_os_error() == Some(libc::EAFNOSUPPORT)
@@ -251,6 +235,34 @@ fn nonblocking(
     protocol: Option<socket2::Protocol>,
 ) -> io::Result<Socket> {
     Socket::new_raw(domain, kind.nonblocking().cloexec(), protocol)
+}
+
+/// Binds an outgoing socket to the address or interface asked for.
+fn bind_outbound(config: &Config, socket: &Socket, remote: IpAddr) -> io::Result<()> {
+    // What leads to the host's own loopback does not leave by an interface.
+    if remote.is_loopback() {
+        return Ok(());
+    }
+    match config.outbound_of(remote.is_ipv6()) {
+        None => Ok(()),
+        Some(Outbound::Interface(name)) => socket.bind_device(Some(name.as_bytes())),
+        Some(Outbound::Address(addr)) => {
+            setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket.bind(&SocketAddr::new(*addr, 0).into())
+        }
+    }
+}
+
+/// Whether there is an address to connect from, as far as a socket for datagrams can tell; it sends nothing.
+fn probe(config: &Config, remote: SocketAddr) -> io::Result<()> {
+    let probed = nonblocking(Domain::for_address(remote), Type::DGRAM, None).and_then(|socket| {
+        bind_outbound(config, &socket, remote.ip())?;
+        socket.connect(&remote.into())
+    });
+    match probed {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 impl Host for KernelHost {
@@ -286,8 +298,10 @@ impl Host for KernelHost {
     ) -> io::Result<KernelTcp> {
         let socket = nonblocking(Domain::for_address(remote), Type::STREAM, None)?;
         let socket = self.reserve.for_guest(socket)?;
-        self.bind_outbound(&socket, remote.ip())?;
-        let socket = KernelTcp::connect(socket, remote, marks, &mut self.ports)?;
+        bind_outbound(&self.config, &socket, remote.ip())?;
+        let socket = KernelTcp::connect(socket, remote, marks, &mut self.ports, || {
+            probe(&self.config, remote)
+        })?;
         self.watch(socket.as_fd(), token)?;
         Ok(socket)
     }
@@ -348,7 +362,7 @@ impl Host for KernelHost {
             DatagramRole::Outbound(wish) => match self.config.outbound_of(ipv6) {
                 Some(Outbound::Address(addr)) => bind_wish(&socket, *addr, wish)?,
                 Some(Outbound::Interface(_)) => {
-                    self.bind_outbound(&socket, unspecified(ipv6))?;
+                    bind_outbound(&self.config, &socket, unspecified(ipv6))?;
                     bind_wish(&socket, unspecified(ipv6), wish)?;
                 }
                 None => bind_wish(&socket, unspecified(ipv6), wish)?,
@@ -361,7 +375,7 @@ impl Host for KernelHost {
                 socket.bind(&addr.into())?;
             }
             DatagramRole::Connected(addr) => {
-                self.bind_outbound(&socket, addr.ip())?;
+                bind_outbound(&self.config, &socket, addr.ip())?;
                 socket.connect(&addr.into())?;
             }
         }
@@ -391,7 +405,7 @@ impl Host for KernelHost {
         };
         let socket = nonblocking(family(ipv6), Type::DGRAM, Some(protocol))?;
         let socket = self.reserve.for_guest(socket)?;
-        self.bind_outbound(&socket, unspecified(ipv6))?;
+        bind_outbound(&self.config, &socket, unspecified(ipv6))?;
         let socket = KernelEcho::new(socket, ipv6)?;
         self.watch(socket.as_fd(), token)?;
         Ok(socket)

@@ -15,7 +15,7 @@ use socket2::Socket;
 
 use crate::sys::socket::limit_ports;
 
-/// Ports that are looked through at a time. One in use is passed over in a third of a microsecond.
+/// Ports that are looked through at a time. One in use is passed over in less than a microsecond.
 const WINDOW: u16 = 64;
 /// How often: with one port in a hundred free, one is found but for once in 170 times.
 const WINDOWS: u16 = 8;
@@ -28,7 +28,6 @@ const SELDOM: Duration = Duration::from_millis(200);
 const FILE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// What a network namespace begins with (`inet_init_net` in net/ipv4/af_inet.c).
 const USUAL: [u16; 2] = [32768, 60999];
-
 /// All that there are.
 const NO_LIMIT: [u16; 2] = [0, 0];
 
@@ -36,8 +35,11 @@ const NO_LIMIT: [u16; 2] = [0, 0];
 #[derive(Debug)]
 pub(super) struct Ports {
     first: u16,
+    /// None where all may be looked through.
     windows: u16,
-    /// All were looked through last.
+    /// The last port came from the window. The kernel passes over a window that is not in its own range.
+    kept_to: bool,
+    /// When all were looked through.
     looked_at: Option<Instant>,
     /// Which window is next is nobody's to know (RFC 6056 3.3.1).
     order: RandomState,
@@ -51,8 +53,7 @@ impl Ports {
         Self::of(range(&text).unwrap_or(USUAL))
     }
 
-    /// Those of a namespace that nobody has told otherwise. Where somebody has, the kernel passes over what is
-    /// not in its range, and looks through all of them.
+    /// Those of a namespace that nobody has told otherwise, as far as is known.
     pub(super) fn of_namespace() -> Self {
         Self::of(USUAL)
     }
@@ -62,6 +63,7 @@ impl Ports {
         Self {
             first,
             windows: if count < MANY { 0 } else { count / WINDOW },
+            kept_to: true,
             looked_at: None,
             order: RandomState::new(),
             tried: 0,
@@ -71,41 +73,101 @@ impl Ports {
     /// The first and the last port of the next window; none where all ports may be looked through.
     fn next_window(&mut self) -> Option<[u16; 2]> {
         self.tried = self.tried.wrapping_add(1);
-        let drawn = self.order.hash_one(self.tried) % u64::from(self.windows.max(1));
-        let drawn = u16::try_from(drawn).unwrap_or(0);
-        let first = self.first + drawn * WINDOW;
-        (self.windows > 0).then_some([first, first + (WINDOW - 1)])
+        let drawn = self.order.hash_one(self.tried);
+        let drawn = drawn.checked_rem(u64::from(self.windows))?;
+        let first = self.first + u16::try_from(drawn).ok()? * WINDOW;
+        Some([first, first + (WINDOW - 1)])
     }
 
-    /// Begins a connection.
+    /// Begins a connection; true when it is there already. Where no port is found, `probe` says what else may be the
+    /// reason.
     ///
     /// # Errors
-    /// `WouldBlock` where hardly a port is left, and nobody has time to look for it; else what connect(2) reports,
-    /// `EINPROGRESS` among it.
-    pub(super) fn connect(&mut self, socket: &Socket, remote: SocketAddr) -> io::Result<()> {
-        let remote = remote.into();
-        for _ in 0..WINDOWS {
-            let Some(window) = self.next_window() else {
-                return socket.connect(&remote);
+    /// `WouldBlock` where hardly a port is left, and there is no time to look for it; `ConnectionRefused` where it would
+    /// be one with itself; what `probe` reports, and what connect(2) does.
+    pub(super) fn connect(
+        &mut self,
+        socket: &Socket,
+        remote: SocketAddr,
+        probe: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let has_looked = self.looked_at.is_some() && self.has_looked();
+        let windows = match (has_looked, self.kept_to) {
+            (false, true) => WINDOWS,
+            (true, true) | (false, false) => 1,
+            // It would be to look through all of them.
+            (true, false) => 0,
+        };
+        for _ in 0..windows {
+            let Some([first, last]) = self.next_window() else {
+                return Ok(begin(socket, remote)?.connected);
             };
-            if limit_ports(socket.as_fd(), window).is_err() {
+            if limit_ports(socket.as_fd(), [first, last]).is_err() {
                 // Not known before Linux 6.3.
                 self.windows = 0;
-                return socket.connect(&remote);
+                return Ok(begin(socket, remote)?.connected);
             }
-            match socket.connect(&remote) {
+            match begin(socket, remote) {
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
-                outcome => return outcome,
+                begun => {
+                    let Begun { connected, port } = begun?;
+                    self.kept_to = (first..=last).contains(&port);
+                    return Ok(connected);
+                }
             }
         }
-        let now = Instant::now();
-        if self.looked_at.is_some_and(|last| now - last < SELDOM) {
+        probe()?;
+        if has_looked {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.looked_at = Some(now);
-        // It may be something else that is not there.
+        self.looked_at = Some(clock());
         limit_ports(socket.as_fd(), NO_LIMIT)?;
-        socket.connect(&remote)
+        Ok(begin(socket, remote)?.connected)
+    }
+
+    /// All were looked through a moment ago.
+    fn has_looked(&mut self) -> bool {
+        let now = clock();
+        self.looked_at = self.looked_at.filter(|at| now - *at < SELDOM);
+        self.looked_at.is_some()
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only where no port was found, and not the time of the stack's"
+)]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+/// A connection has begun.
+struct Begun {
+    connected: bool,
+    port: u16,
+}
+
+fn begin(socket: &Socket, remote: SocketAddr) -> io::Result<Begun> {
+    let connected = is_there(socket.connect(&remote.into()))?;
+    let from = socket.local_addr()?.as_socket();
+    // Where nobody listens the kernel may give the socket the very port that it asks for: both ends of the connection
+    // would be this one (RFC 9293 3.5, simultaneous open).
+    if from == Some(remote) {
+        // Nothing of it stays, or nobody could listen at that port for a while.
+        socket.set_linger(Some(Duration::ZERO))?;
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    let port = from.map_or(0, |from| from.port());
+    Ok(Begun { connected, port })
+}
+
+/// Whether there is a connection by now, of what connect(2) said.
+pub(super) fn is_there(outcome: io::Result<()>) -> io::Result<bool> {
+    let begun = [Some(libc::EINPROGRESS), Some(libc::EALREADY)];
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(error) if begun.contains(&error.raw_os_error()) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -146,7 +208,7 @@ mod tests {
         let order = ports.order.clone();
         let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let to = server.local_addr().unwrap();
-        ports.connect(&socket, to).unwrap();
+        ports.connect(&socket, to, || Ok(())).unwrap();
         // Where the kernel is older or has few ports, any will do.
         let mut same = Ports {
             order,
@@ -161,7 +223,12 @@ mod tests {
 
     #[test]
     fn few_ports_are_looked_through_at_once() {
-        for few in [[1024, 1024], [5, 2 + MANY], [9, 3]] {
+        for few in [
+            [1024, 1024],
+            [5, 2 + MANY],
+            [9, 3],
+            [65535 - MANY + 2, 65535],
+        ] {
             assert_eq!(Ports::of(few).next_window(), None);
         }
     }

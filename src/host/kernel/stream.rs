@@ -14,7 +14,7 @@ use socket2::Socket;
 
 use super::error_queue::{keep_errors, next_error};
 use super::marks::Told;
-use super::ports::Ports;
+use super::ports::{Ports, is_there};
 use crate::host::{QueuedError, TcpSocket};
 use crate::net::Marks;
 use crate::sys::socket::{discard, peek_from_next};
@@ -50,6 +50,7 @@ impl KernelTcp {
         remote: SocketAddr,
         marks: Marks,
         ports: &mut Ports,
+        probe: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Self> {
         prepare(&socket)?;
         let ipv6 = remote.is_ipv6();
@@ -65,12 +66,11 @@ impl KernelTcp {
             told.hop_limit(&socket, ipv6, marks.hop_limit)?;
         }
         told.tos(&socket, ipv6, marks.tos & !ECN)?;
-        let mut connected = is_there(ports.connect(&socket, remote))?;
+        let mut connected = ports.connect(&socket, remote, probe)?;
         if !connected && remote.ip().is_loopback() {
             // There both ends have spoken by now, which the first call does not look at.
             connected = is_there(socket.connect(&remote.into()))?;
         }
-        refuse_itself(&socket, remote)?;
         Ok(Self {
             socket,
             ipv6,
@@ -93,7 +93,7 @@ impl KernelTcp {
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
             socket.bind(&SocketAddr::new(to.ip(), 0).into())?;
         }
-        is_there(ports.connect(&socket, to)).map_err(|error| {
+        ports.connect(&socket, to, || Ok(())).map_err(|error| {
             // That no socket can be had yet is told so; it is another matter.
             if error.kind() == io::ErrorKind::WouldBlock {
                 io::ErrorKind::AddrNotAvailable.into()
@@ -101,7 +101,6 @@ impl KernelTcp {
                 error
             }
         })?;
-        refuse_itself(&socket, to)?;
         Ok(Self::accepted(socket, to))
     }
 
@@ -123,27 +122,6 @@ impl KernelTcp {
             told: Told::default(),
         }
     }
-}
-
-/// Whether there is a connection by now, of what connect(2) said.
-fn is_there(outcome: io::Result<()>) -> io::Result<bool> {
-    let begun = [Some(libc::EINPROGRESS), Some(libc::EALREADY)];
-    match outcome {
-        Ok(()) => Ok(true),
-        Err(error) if begun.contains(&error.raw_os_error()) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Where nobody listens the kernel may give the socket the very port that it asks for: both ends of the
-/// connection would be this one (RFC 9293 3.5, simultaneous open).
-fn refuse_itself(socket: &Socket, remote: SocketAddr) -> io::Result<()> {
-    if socket.local_addr()?.as_socket() != Some(remote) {
-        return Ok(());
-    }
-    // Nothing of it stays, or nobody could listen at that port for a while.
-    socket.set_linger(Some(Duration::ZERO))?;
-    Err(io::ErrorKind::ConnectionRefused.into())
 }
 
 /// The bits of the type of service that TCP uses itself (RFC 3168).
