@@ -91,7 +91,7 @@ impl Ports {
         remote: SocketAddr,
         probe: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<bool> {
-        let has_looked = self.looked_at.is_some() && self.has_looked();
+        let has_looked = self.looked_at.is_some_and(|at| clock() - at < SELDOM);
         let windows = match (has_looked, self.kept_to) {
             (false, true) => WINDOWS,
             (true, true) | (false, false) => 1,
@@ -123,13 +123,6 @@ impl Ports {
         self.looked_at = Some(clock());
         limit_ports(socket.as_fd(), NO_LIMIT)?;
         Ok(begin(socket, remote)?.connected)
-    }
-
-    /// All were looked through a moment ago.
-    fn has_looked(&mut self) -> bool {
-        let now = clock();
-        self.looked_at = self.looked_at.filter(|at| now - *at < SELDOM);
-        self.looked_at.is_some()
     }
 }
 
