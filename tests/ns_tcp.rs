@@ -385,7 +385,9 @@ fn all_ports_of_the_host_are_found_to_the_last() {
             .collect();
         assert!(connect().is_err(), "one more than there are");
         // To another they are not taken.
-        let mut other = net.guest.connect(another.local_addr().unwrap()).unwrap();
+        let (took, other) = timed(|| net.guest.connect(another.local_addr().unwrap()));
+        assert!(took < PROMPT, "took {took:?}");
+        let mut other = other.unwrap();
         other.write_all(b"?").unwrap();
         accept(&another).0.read_exact(&mut [0]).unwrap();
         for (guest, host) in &mut open {

@@ -21,7 +21,9 @@ const WINDOW: u16 = 64;
 const WINDOWS: u16 = 8;
 /// With fewer ports than these all may be looked through.
 const MANY: u16 = 2 * WINDOW * WINDOWS;
-/// All are looked through no more often than this: it takes up to ten milliseconds.
+/// What took longer was a look through all of them: so the kernel does where a window is not in its own range.
+const SLOW: Duration = Duration::from_millis(1);
+/// For a connection to one server it is looked so long no more often than this: ten milliseconds, or twenty.
 const SELDOM: Duration = Duration::from_millis(200);
 
 /// Where the kernel keeps the first and the last port (ip(7), `ip_local_port_range`).
@@ -37,10 +39,8 @@ pub(super) struct Ports {
     first: u16,
     /// None where all may be looked through.
     windows: u16,
-    /// The last port came from the window. The kernel passes over a window that is not in its own range.
-    kept_to: bool,
-    /// When all were looked through.
-    looked_at: Option<Instant>,
+    /// When it was looked long, a moment ago, and for which server.
+    looked_for: Vec<(Instant, SocketAddr)>,
     /// Which window is next is nobody's to know (RFC 6056 3.3.1).
     order: RandomState,
     tried: u64,
@@ -63,8 +63,7 @@ impl Ports {
         Self {
             first,
             windows: if count < MANY { 0 } else { count / WINDOW },
-            kept_to: true,
-            looked_at: None,
+            looked_for: Vec::new(),
             order: RandomState::new(),
             tried: 0,
         }
@@ -91,67 +90,57 @@ impl Ports {
         remote: SocketAddr,
         probe: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<bool> {
-        let has_looked = self.looked_at.is_some_and(|at| clock() - at < SELDOM);
-        let windows = match (has_looked, self.kept_to) {
-            (false, true) => WINDOWS,
-            (true, true) | (false, false) => 1,
-            // It would be to look through all of them.
-            (true, false) => 0,
-        };
-        for _ in 0..windows {
-            let Some([first, last]) = self.next_window() else {
-                return Ok(begin(socket, remote)?.connected);
+        let since = clock();
+        self.looked_for.retain(|(at, _)| since - *at < SELDOM);
+        if self.looked_for.iter().any(|(_, server)| *server == remote) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        for _ in 0..WINDOWS {
+            let Some(window) = self.next_window() else {
+                return begin(socket, remote);
             };
-            if limit_ports(socket.as_fd(), [first, last]).is_err() {
+            if limit_ports(socket.as_fd(), window).is_err() {
                 // Not known before Linux 6.3.
                 self.windows = 0;
-                return Ok(begin(socket, remote)?.connected);
+                return begin(socket, remote);
             }
             match begin(socket, remote) {
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
-                begun => {
-                    let Begun { connected, port } = begun?;
-                    self.kept_to = (first..=last).contains(&port);
-                    return Ok(connected);
-                }
+                begun => return begun,
+            }
+            if clock() - since > SLOW {
+                break;
             }
         }
         probe()?;
-        if has_looked {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        self.looked_at = Some(clock());
         limit_ports(socket.as_fd(), NO_LIMIT)?;
-        Ok(begin(socket, remote)?.connected)
+        let begun = begin(socket, remote);
+        if clock() - since > SLOW {
+            self.looked_for.push((since, remote));
+        }
+        begun
     }
 }
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "only where no port was found, and not the time of the stack's"
+    reason = "what connect(2) takes, not the time of the stack's"
 )]
 fn clock() -> Instant {
     Instant::now()
 }
 
-/// A connection has begun.
-struct Begun {
-    connected: bool,
-    port: u16,
-}
-
-fn begin(socket: &Socket, remote: SocketAddr) -> io::Result<Begun> {
+/// Begins a connection; true when it is there already.
+fn begin(socket: &Socket, remote: SocketAddr) -> io::Result<bool> {
     let connected = is_there(socket.connect(&remote.into()))?;
-    let from = socket.local_addr()?.as_socket();
     // Where nobody listens the kernel may give the socket the very port that it asks for: both ends of the connection
     // would be this one (RFC 9293 3.5, simultaneous open).
-    if from == Some(remote) {
+    if socket.local_addr()?.as_socket() == Some(remote) {
         // Nothing of it stays, or nobody could listen at that port for a while.
         socket.set_linger(Some(Duration::ZERO))?;
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    let port = from.map_or(0, |from| from.port());
-    Ok(Begun { connected, port })
+    Ok(connected)
 }
 
 /// Whether there is a connection by now, of what connect(2) said.
