@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use support::attached::Net;
 use support::bulk::{Way, server, transfer};
 use support::sockets::Sockets;
+use support::sys::raise_descriptor_limit;
 use support::{GATEWAY, LOOPBACK, SOON, at, env_number, wait_until};
 
 /// Connections to one port of the server.
@@ -75,9 +76,7 @@ fn crowd(options: &[&str]) {
     let count = env_number("TAPGATE_TEST_CONNECTIONS", 2000);
     let net = Net::up(&[&["--max-flows", "100000"], options].concat());
     let pid = net.tapgate.pid();
-    let files = nix::sys::resource::Resource::RLIMIT_NOFILE;
-    let (_, open_files) = nix::sys::resource::getrlimit(files).unwrap();
-    nix::sys::resource::setrlimit(files, open_files, open_files).unwrap();
+    let open_files = raise_descriptor_limit().unwrap();
     assert!(
         2 * count + 100 < open_files,
         "{open_files} descriptors: raise ulimit -Hn"

@@ -13,8 +13,7 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use tapgate::config::{Config, Protocol, Publish, Splice};
 use tapgate::host::simulated::{ConnectAnswer, SocketId};
-use tapgate::net::drop::DropReason;
-use tapgate::net::{Duration, Instant};
+use tapgate::net::{DropReason, Duration, Instant};
 
 const SERVER: &str = "192.0.2.1:80";
 const FIRST: SocketId = SocketId(0);
