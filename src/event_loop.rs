@@ -36,6 +36,10 @@ const TURN_HANDED: usize = 128;
 /// More bytes than this in a turn are bulk: whoever carries that has better use for the processor than
 /// looking for more.
 const BULK: u64 = 32 * 1024;
+/// After bulk that went past the link, for so long: the kernel carries it, and client and server have use for the
+/// processor. Measured on two cores (Linux 6.18), over looking: 11 % more throughput in, 8 % out, at 0.83 of the
+/// processor time; what goes over the link gains nothing by it.
+const AFTER_SPLICED: stack::Duration = stack::Duration::from_micros(500);
 /// A loop with something to do says so often what it holds, to who wants to hear everything.
 const BETWEEN_SIZES: stack::Duration = stack::Duration::from_secs(10);
 
@@ -64,7 +68,7 @@ pub struct Turned {
     pub next: Next,
     /// A frame or an event had come.
     pub moved: bool,
-    /// Many bytes went on.
+    /// Many bytes went on, or did so just now past the link.
     pub bulk: bool,
 }
 
@@ -145,6 +149,8 @@ pub struct EventLoop<L> {
     epoch: Instant,
     /// When what the stack holds is told next.
     tells_at: stack::Instant,
+    /// Until then it does not look for more.
+    spliced_until: stack::Instant,
 }
 
 impl<L: Link> EventLoop<L> {
@@ -158,6 +164,7 @@ impl<L: Link> EventLoop<L> {
             incoming,
             epoch: Instant::now(),
             tells_at: stack::Instant::ZERO,
+            spliced_until: stack::Instant::ZERO,
         }
     }
 
@@ -270,7 +277,10 @@ impl<L: Link> EventLoop<L> {
             }
         }
         let spliced = self.stack.counters().bytes_spliced - spliced;
-        let bulk = (bytes + tx.bytes()) as u64 + spliced > BULK;
+        if spliced > BULK {
+            self.spliced_until = now + AFTER_SPLICED;
+        }
+        let bulk = (bytes + tx.bytes()) as u64 + spliced > BULK || now < self.spliced_until;
         self.link.transmit(tx).map_err(Failed::Link)?;
         if now >= self.tells_at {
             self.tells_at = now + BETWEEN_SIZES;
