@@ -357,6 +357,46 @@ fn many_short_connections_one_after_the_other() {
     }
 }
 
+/// Ports of a guest's that wait for old segments of connections which are over.
+fn ports_that_wait(net: &Net) -> usize {
+    let sockets = net.guest.run("cat", &["/proc/net/sockstat"]);
+    let count = sockets.stdout.split(" tw ").nth(1);
+    let count = count.and_then(|rest| rest.split_whitespace().next());
+    count.expect("as proc(5) says").parse().expect("a number")
+}
+
+/// Of connections that the guest ends first, its kernel remembers each for a minute, and with it the port.
+#[test]
+fn a_crowd_of_short_connections_leaves_the_guest_its_ports() {
+    let net = Net::up(&[]);
+    let server = net.world.listen(at(LOOPBACK, 0)).unwrap();
+    let to = at(GATEWAY, server.local_addr().unwrap().port());
+    let began = Instant::now();
+    for number in 0..3000_u32 {
+        let mut guest = net.guest.connect(to).unwrap();
+        let (mut host, _) = accept(&server);
+        guest.write_all(&number.to_be_bytes()).unwrap();
+        guest.shutdown(Shutdown::Write).unwrap();
+        let mut asked = Vec::new();
+        host.read_to_end(&mut asked).unwrap();
+        host.write_all(&asked).unwrap();
+        drop(host);
+        let mut answer = Vec::new();
+        guest.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, number.to_be_bytes());
+    }
+    let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
+    let most = 2048 + 35 * seconds;
+    wait_until("the last to be forgotten", SOON, || {
+        (ports_that_wait(&net) <= most).then_some(())
+    });
+    let (few, seen) = (1000, ports_that_wait(&net));
+    assert!(
+        seconds > 30 || seen > few,
+        "{seen}: few are remembered as anywhere"
+    );
+}
+
 /// A server, all of whose connections come from the host's few ports: those that there are from the beginning, or from
 /// later on.
 #[test]

@@ -611,6 +611,77 @@ fn a_new_connection_may_follow_in_time_wait() {
         == State::Established));
 }
 
+/// So many connections at once that the guest ends first; gives where each of them leaves it.
+fn left_by_a_crowd(sim: &mut Sim, count: usize) -> Vec<State> {
+    let handles: Vec<_> = (0..count).map(|_| sim.connect(SERVER)).collect();
+    assert!(sim.run(seconds(1), |sim| {
+        handles
+            .iter()
+            .all(|&it| sim.socket(it).state() == State::Established)
+    }));
+    let ids = sim
+        .net
+        .connections()
+        .split_off(sim.net.connections().len() - count);
+    for &handle in &handles {
+        sim.socket(handle).close();
+    }
+    assert!(sim.run(seconds(1), |sim| {
+        ids.iter().all(|&id| sim.net.server_sees_end(id))
+    }));
+    for &id in &ids {
+        // An answer behind the guest's end.
+        assert_eq!(sim.net.server_write(id, b"answer"), 6);
+        sim.net.server_shutdown(id);
+    }
+    let mut answers: Vec<Vec<u8>> = vec![Vec::new(); count];
+    assert!(sim.run(seconds(1), |sim| {
+        for (&handle, answer) in handles.iter().zip(&mut answers) {
+            let mut bytes = [0; 6];
+            let len = sim.socket(handle).recv_slice(&mut bytes).unwrap_or(0);
+            answer.extend(&bytes[..len]);
+        }
+        ids.iter().all(|&id| sim.net.is_closed(id))
+    }));
+    assert!(answers.iter().all(|answer| answer == b"answer"));
+    sim.settle(Duration::from_millis(1));
+    let left = |handle| {
+        let state = sim.socket(handle).state();
+        sim.forget(handle);
+        state
+    };
+    handles.into_iter().map(left).collect()
+}
+
+#[test]
+fn a_guest_remembers_two_thousand_connections_a_minute_and_no_more() {
+    let mut sim = accepting(12);
+    let began = sim.clock.now();
+    let left: Vec<State> = (0..30)
+        .flat_map(|_| left_by_a_crowd(&mut sim, 100))
+        .collect();
+    let seconds_passed = (sim.clock.now() - began).secs();
+    let (first, others) = left.split_at(2048);
+    assert!(first.iter().all(|&state| state == State::TimeWait));
+    let waiting = others
+        .iter()
+        .filter(|&&state| state == State::TimeWait)
+        .count();
+    let granted = usize::try_from(seconds_passed).unwrap() * 34;
+    assert!(
+        (granted..=granted + 35).contains(&waiting),
+        "{waiting} of {granted}"
+    );
+    let closed = others
+        .iter()
+        .filter(|&&state| state == State::Closed)
+        .count();
+    assert_eq!(closed + waiting, others.len());
+    assert_eq!(sim.stack.flows(), 0, "nothing is remembered here");
+    sim.settle(seconds(60));
+    assert_eq!(left_by_a_crowd(&mut sim, 10), [State::TimeWait; 10]);
+}
+
 #[test]
 fn a_thousand_connections_live_side_by_side() {
     let mut sim = accepting(9);

@@ -36,6 +36,8 @@ pub enum Progress {
     Closed,
     /// Over, with nothing to remember.
     Gone,
+    /// The same, but the guest remembers it: it has ended its stream first.
+    Left,
 }
 
 /// How the host's connect ended for the guest.
@@ -281,11 +283,24 @@ impl<S: TcpSocket> TcpFlow<S> {
     }
 
     fn acknowledge(&self, tx: &mut TxBatch, last: LastSent) {
+        self.say(tx, last, tcp_flags::ACK);
+    }
+
+    /// Has a guest that remembers the connection ([`Progress::Left`]) forget it, by the RST that ends TIME-WAIT (RFC 9293
+    /// 3.10.7.4). That is to keep the segments of an old connection out of a new one (RFC 1337): of this one none is left,
+    /// since all that we sent was acknowledged, and the link keeps nothing back.
+    pub fn end_wait(&self, tx: &mut TxBatch) {
+        if let Phase::TimeWait(last) = self.state {
+            self.say(tx, last, tcp_flags::RST | tcp_flags::ACK);
+        }
+    }
+
+    fn say(&self, tx: &mut TxBatch, last: LastSent, flags: u8) {
         let segment = BareSegment {
             ends: self.ends.reversed(),
             seq: last.seq,
             ack: last.ack,
-            flags: tcp_flags::ACK,
+            flags,
             window: last.window,
             timestamps: last.timestamps,
         };
@@ -309,7 +324,7 @@ impl<S: TcpSocket> TcpFlow<S> {
             };
         };
         let progress = open.pump(now, tx);
-        if !matches!(progress, Progress::Closed | Progress::Gone) {
+        if matches!(progress, Progress::Idle | Progress::More) {
             if open.has_too_much(now) {
                 self.exchange(now, pool);
                 if self.is_moving() {
@@ -320,10 +335,10 @@ impl<S: TcpSocket> TcpFlow<S> {
             return progress;
         }
         let last = open.last_sent();
-        let over = if progress == Progress::Closed {
-            Phase::TimeWait(last)
-        } else {
+        let over = if progress == Progress::Gone {
             Phase::Gone
+        } else {
+            Phase::TimeWait(last)
         };
         if let Phase::Open(open) = std::mem::replace(&mut self.state, over) {
             open.end(pool);

@@ -165,10 +165,11 @@ impl Engine {
         self.sockets.get_mut(self.handle)
     }
 
-    /// What was sent last.
+    /// What was sent last, and as its sequence number the next one of ours.
     #[must_use]
     pub const fn last_sent(&self) -> LastSent {
-        self.line.sent.last
+        let Sent { last, next, .. } = self.line.sent;
+        LastSent { seq: next, ..last }
     }
 
     /// The guest's window scale (RFC 7323), at most 14.

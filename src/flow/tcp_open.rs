@@ -453,7 +453,7 @@ impl<S: TcpSocket> Open<S> {
         if state == State::TimeWait {
             Some(Progress::Closed)
         } else {
-            (state == State::Closed).then_some(Progress::Gone)
+            (state == State::Closed).then_some(Progress::Left)
         }
     }
 

@@ -60,7 +60,7 @@ use counters::Counters;
 use dhcp::DhcpServer;
 use neighbours::Neighbours;
 use publish::Published;
-use rate::ErrorRate;
+use rate::Rate;
 use reassembly::Reassembly;
 use rest::Moving;
 use router::Advertiser;
@@ -106,7 +106,9 @@ pub struct Stack<H: Host> {
     /// When what was lost while the link was away is to be sent again, and when it last was.
     repeat_at: Option<Instant>,
     repeated_at: Instant,
-    errors: ErrorRate,
+    errors: Rate,
+    /// Connections that a guest may remember after their end.
+    waits: Rate,
     reassembly: Reassembly,
     published: Published<H>,
     /// Flows with something to do, in order, each once.
@@ -164,7 +166,8 @@ impl<H: Host> Stack<H> {
             advertiser: Advertiser::new(&config),
             repeat_at: None,
             repeated_at: Instant::ZERO,
-            errors: ErrorRate::shared(place.count),
+            errors: Rate::of_errors(place.count),
+            waits: Rate::of_waits(place.count),
             reassembly: Reassembly::new(hash),
             published: Published::default(),
             ready: VecDeque::new(),

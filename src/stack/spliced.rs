@@ -160,7 +160,7 @@ impl<H: Host> Stack<H> {
                 self.table.set_deadline(token, turn.now + PAUSE);
             }
             Progress::Idle => {}
-            Progress::Closed | Progress::Gone => {
+            Progress::Closed | Progress::Left | Progress::Gone => {
                 self.table.remove(token);
             }
         }
