@@ -278,7 +278,7 @@ impl<L: Link> EventLoop<L> {
         }
         let spliced = self.stack.counters().bytes_spliced - spliced;
         if spliced > BULK {
-            self.spliced_until = now + AFTER_SPLICED;
+            self.spliced_until = self::now(self.epoch) + AFTER_SPLICED;
         }
         let bulk = (bytes + tx.bytes()) as u64 + spliced > BULK || now < self.spliced_until;
         self.link.transmit(tx).map_err(Failed::Link)?;

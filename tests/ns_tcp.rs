@@ -386,14 +386,15 @@ fn a_crowd_of_short_connections_leaves_the_guest_its_ports() {
         assert_eq!(answer, number.to_be_bytes());
     }
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
-    let most = 2048 + 35 * seconds;
+    // Some that the guest's kernel had not come to remember yet when it was told.
+    let most = 1024 + 18 * seconds + 200;
     wait_until("the last to be forgotten", SOON, || {
         (ports_that_wait(&net) <= most).then_some(())
     });
-    let (few, seen) = (1000, ports_that_wait(&net));
+    let seen = ports_that_wait(&net);
     assert!(
-        seconds > 30 || seen > few,
-        "{seen}: few are remembered as anywhere"
+        seconds > 30 || seen > 1000,
+        "{seen}: a thousand are left to it"
     );
 }
 

@@ -187,7 +187,6 @@ impl Engine {
         let sent = emit::tcp_filled(tx, self.path.wire, segment, (most, size), peek)?;
         if let Ok(bytes @ 1..) = sent {
             self.note_told(&segment);
-            self.line.sent.last.seq = segment.seq;
             self.owed = None;
             let bytes_sent = length(bytes);
             self.withhold(bytes_sent);

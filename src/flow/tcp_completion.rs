@@ -23,7 +23,9 @@ const CHECKSUM_FIELD: u16 = 16;
 /// connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LastSent {
-    /// Sequence number of that segment.
+    /// Sequence number of that segment, or the next one of ours where [`Engine::last_sent`] gives it.
+    ///
+    /// [`Engine::last_sent`]: super::tcp_engine::Engine::last_sent
     pub seq: u32,
     /// Acknowledgement number of that segment.
     pub ack: u32,

@@ -172,6 +172,11 @@ impl Engine {
         LastSent { seq: next, ..last }
     }
 
+    /// The guest has acknowledged everything, the end of the stream as well where that was sent.
+    pub(super) fn has_all_acknowledged(&self) -> bool {
+        self.line.guest_ack == Some(self.line.sent.next)
+    }
+
     /// The guest's window scale (RFC 7323), at most 14.
     pub(super) fn scale(&self) -> u8 {
         self.line.options.window_scale.unwrap_or(0)

@@ -449,11 +449,20 @@ impl<S: TcpSocket> Open<S> {
         if !self.guest_ended || !self.host_ended {
             return None;
         }
-        let state = self.engine.socket().state();
-        if state == State::TimeWait {
-            Some(Progress::Closed)
-        } else {
-            (state == State::Closed).then_some(Progress::Left)
+        match self.engine.socket().state() {
+            State::TimeWait => Some(Progress::Closed),
+            State::Closed if self.engine.has_all_acknowledged() => Some(Progress::Left),
+            // By a RST of the guest's, or of ours when it fell silent.
+            State::Closed => Some(Progress::Gone),
+            State::Listen
+            | State::SynSent
+            | State::SynReceived
+            | State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck => None,
         }
     }
 

@@ -11,9 +11,9 @@ const ERRORS: i64 = 500;
 /// Time after which another may be told: a thousand a second in the long run.
 const ERROR_MICROS: i64 = 1000;
 
-/// Connections in TIME-WAIT that a guest's kernel may come to at once: few beside the 28,232 ports that it may use
-/// towards one server (ip(7), `ip_local_port_range`), of which it takes every other one first.
-const WAITS: i64 = 2048;
+/// Connections that a guest's kernel may come to hold in TIME-WAIT at once, and twice as many in the end: few beside the
+/// 28,232 ports that it may use towards one server (ip(7), `ip_local_port_range`), of which it takes every other one first.
+const WAITS: i64 = 1024;
 /// Time after which there may be another: as many a minute, which is how long Linux keeps one (`TCP_TIMEWAIT_LEN`).
 const WAIT_MICROS: i64 = 60_000_000 / WAITS;
 
@@ -83,6 +83,6 @@ mod tests {
     fn a_crowd_is_remembered_in_part() {
         let mut rate = Rate::of_waits(1);
         let remembered = [0, 0, 1_000, 100_000].map(|at| granted(&mut rate, at));
-        assert_eq!(remembered, [2048, 0, 34, 2048]);
+        assert_eq!(remembered, [1024, 0, 17, 1024]);
     }
 }

@@ -38,6 +38,7 @@ mod policy;
 mod program;
 mod published;
 mod tcp_blind;
+mod tcp_end;
 mod tcp_odd;
 mod turns;
 mod windows;

@@ -221,6 +221,11 @@ fn rst_in_time_wait() {
     rig.frame(&peer.fin());
     assert!(rig.net.server_sees_end(id));
     assert_eq!(rig.stack.flows(), 1, "TIME-WAIT");
+    rig.take();
+    rig.frame(&peer.with(FIN | ACK, &[], |it| it.seq = it.seq.wrapping_sub(1)));
+    let again = peer.read(&rig.received()).pop().unwrap();
+    let numbers = (again.flags, again.seq, again.ack);
+    assert_eq!(numbers, (ACK, peer.next.ack, peer.next.seq));
     for ahead in 1..1000 {
         rig.frame(&peer.with(RST, &[], |it| it.seq = it.seq.wrapping_add(ahead)));
     }
