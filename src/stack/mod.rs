@@ -115,6 +115,8 @@ pub struct Stack<H: Host> {
     ready: VecDeque<Token>,
     secrets: Secrets,
     counters: Counters,
+    /// The most bytes that a flow carried past the link at once since somebody asked.
+    spliced_most: u64,
     /// The resolver that answered last: DNS over TCP goes there.
     resolver: Option<std::net::SocketAddr>,
     /// The hint about `ping_group_range` was given.
@@ -173,6 +175,7 @@ impl<H: Host> Stack<H> {
             ready: VecDeque::new(),
             secrets,
             counters: Counters::default(),
+            spliced_most: 0,
             resolver: None,
             echo_hint_given: false,
             inbox: Inbox::default(),

@@ -147,13 +147,20 @@ impl<H: Host> Stack<H> {
         self.after_opening(turn, token, opening);
     }
 
+    /// The most bytes that one flow has carried past the link at once since this was last asked.
+    pub const fn take_spliced_most(&mut self) -> u64 {
+        std::mem::replace(&mut self.spliced_most, 0)
+    }
+
     /// Lets a flow move bytes.
     pub(super) fn pump_spliced(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
             return;
         };
         let progress = flow.pump(turn.host);
-        self.counters.bytes_spliced += flow.moved() as u64;
+        let moved = flow.moved() as u64;
+        self.counters.bytes_spliced += moved;
+        self.spliced_most = self.spliced_most.max(moved);
         match progress {
             Progress::More => self.make_ready(token),
             Progress::Idle if flow.is_starved() => {
