@@ -12,6 +12,8 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::thread;
 
 use support::attached::Net;
 use support::bulk::{Way, server, transfer};
@@ -26,6 +28,8 @@ use support::{
 };
 
 const MIB: u64 = 1 << 20;
+/// Bytes of a call.
+const PIECE: usize = 128 * 1024;
 /// `CAP_NET_BIND_SERVICE` (capabilities(7)), which a test's world leaves.
 const LOW_PORTS: u64 = 1 << 10;
 
@@ -74,17 +78,31 @@ fn one_thread_does_while_there_is_time_and_several_where_there_is_none() {
         })
     };
     let calm = wait_for_calm();
-    let server = server(net.world.listen(at(LOOPBACK, 0)).unwrap());
+    let sink = serve::tcp(net.world.listen(at(LOOPBACK, 0)).unwrap(), |mut stream| {
+        let mut bytes = vec![0; PIECE];
+        while stream.read(&mut bytes).is_ok_and(|len| len > 0) {}
+    });
+    let to = at(GATEWAY, sink.port());
     wait_until("the first thread to have no time", SOON, || {
-        transfer(
-            &net.guest,
-            at(GATEWAY, server.port()),
-            Way::Up,
-            (8, 64 * MIB),
-        );
+        pour(&net, to);
         (naps(&net, "tapgate-1") > calm).then_some(())
     });
     wait_for_calm();
+}
+
+/// As much as tapgate carries on many connections for a moment. Nobody looks at the bytes, so that it is tapgate which has
+/// most to do with them.
+fn pour(net: &Net, to: SocketAddr) {
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let mut stream = net.guest.connect(to).unwrap();
+                for _ in 0..256 {
+                    stream.write_all(&[0; PIECE]).unwrap();
+                }
+            });
+        }
+    });
 }
 
 #[test]
