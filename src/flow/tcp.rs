@@ -68,8 +68,8 @@ enum Phase<S> {
     Open(Open<S>),
     /// So they have, but nothing moves.
     Resting(Open<S, Rest>),
-    /// Over, but a repeated FIN is answered.
-    TimeWait(LastSent),
+    /// Over, but a repeated FIN is answered, with this sequence number.
+    TimeWait(u32, LastSent),
     /// Over.
     Gone,
 }
@@ -132,7 +132,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn connect_error(&mut self) -> Option<QueuedError> {
         match &mut self.state {
             Phase::Connecting { socket, .. } => socket.connect_error(),
-            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => None,
+            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => None,
         }
     }
 
@@ -141,7 +141,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn is_connected_already(&self) -> bool {
         match &self.state {
             Phase::Connecting { socket, .. } => socket.is_connected_already(),
-            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => false,
+            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => false,
         }
     }
 
@@ -150,7 +150,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub const fn waiting_syn(&self) -> Option<Syn> {
         match &self.state {
             Phase::Connecting { syn, .. } => Some(*syn),
-            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => None,
+            Phase::Open(_) | Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => None,
         }
     }
 
@@ -159,7 +159,7 @@ impl<S: TcpSocket> TcpFlow<S> {
         match &mut self.state {
             Phase::Open(open) => open.ready(event),
             Phase::Resting(open) => open.ready(event),
-            Phase::Connecting { .. } | Phase::TimeWait(_) | Phase::Gone => {}
+            Phase::Connecting { .. } | Phase::TimeWait(..) | Phase::Gone => {}
         }
     }
 
@@ -239,7 +239,7 @@ impl<S: TcpSocket> TcpFlow<S> {
                 }
                 (Fate::Answered, false)
             }
-            Phase::TimeWait(last) => {
+            Phase::TimeWait(seq, last) => {
                 if segment.has(tcp_flags::RST) {
                     // RFC 1337: an old or made up one ends nothing.
                     if segment.seq != last.ack {
@@ -249,8 +249,8 @@ impl<S: TcpSocket> TcpFlow<S> {
                     return (Fate::Answered, true);
                 }
                 if segment.payload_len > 0 || segment.has(tcp_flags::FIN | tcp_flags::SYN) {
-                    let last = *last;
-                    self.acknowledge(tx, last);
+                    let last = (*seq, *last);
+                    self.say(tx, last, tcp_flags::ACK);
                 }
                 (Fate::Answered, false)
             }
@@ -263,7 +263,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn refuse(&mut self) -> bool {
         match &mut self.state {
             Phase::Open(open) => open.refuse(),
-            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => {
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => {
                 false
             }
         }
@@ -274,7 +274,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     #[must_use]
     pub fn gives_way_to(&self, segment: &TcpSegment) -> bool {
         match &self.state {
-            Phase::TimeWait(last) => {
+            Phase::TimeWait(_, last) => {
                 segment.is_connect() && segment.seq.wrapping_sub(last.ack).cast_signed() >= 0
             }
             Phase::Gone => true,
@@ -282,23 +282,19 @@ impl<S: TcpSocket> TcpFlow<S> {
         }
     }
 
-    fn acknowledge(&self, tx: &mut TxBatch, last: LastSent) {
-        self.say(tx, last, tcp_flags::ACK);
-    }
-
     /// Has a guest that remembers the connection ([`Progress::Left`]) forget it, by the RST that ends TIME-WAIT (RFC 9293
     /// 3.10.7.4). That is to keep the segments of an old connection out of a new one (RFC 1337): of this one none is left,
     /// since all that we sent was acknowledged, and the link keeps nothing back.
     pub fn end_wait(&self, tx: &mut TxBatch) {
-        if let Phase::TimeWait(last) = self.state {
-            self.say(tx, last, tcp_flags::RST | tcp_flags::ACK);
+        if let Phase::TimeWait(seq, last) = self.state {
+            self.say(tx, (seq, last), tcp_flags::RST | tcp_flags::ACK);
         }
     }
 
-    fn say(&self, tx: &mut TxBatch, last: LastSent, flags: u8) {
+    fn say(&self, tx: &mut TxBatch, (seq, last): (u32, LastSent), flags: u8) {
         let segment = BareSegment {
             ends: self.ends.reversed(),
-            seq: last.seq,
+            seq,
             ack: last.ack,
             flags,
             window: last.window,
@@ -320,7 +316,7 @@ impl<S: TcpSocket> TcpFlow<S> {
                 Phase::Connecting { .. }
                 | Phase::Open(_)
                 | Phase::Resting(_)
-                | Phase::TimeWait(_) => Progress::Idle,
+                | Phase::TimeWait(..) => Progress::Idle,
             };
         };
         let progress = open.pump(now, tx);
@@ -334,11 +330,11 @@ impl<S: TcpSocket> TcpFlow<S> {
             }
             return progress;
         }
-        let last = open.last_sent();
+        let (seq, last) = open.last_sent();
         let over = if progress == Progress::Gone {
             Phase::Gone
         } else {
-            Phase::TimeWait(last)
+            Phase::TimeWait(seq, last)
         };
         if let Phase::Open(open) = std::mem::replace(&mut self.state, over) {
             open.end(pool);
@@ -353,7 +349,7 @@ impl<S: TcpSocket> TcpFlow<S> {
                 open.repeat();
                 true
             }
-            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => {
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => {
                 false
             }
         }
@@ -369,7 +365,7 @@ impl<S: TcpSocket> TcpFlow<S> {
                 now + MEMORY_PATIENCE
             }
             Phase::Resting(open) => open.deadline(timeouts),
-            Phase::TimeWait(_) | Phase::Gone => now + TIME_WAIT,
+            Phase::TimeWait(..) | Phase::Gone => now + TIME_WAIT,
         }
     }
 
@@ -379,7 +375,7 @@ impl<S: TcpSocket> TcpFlow<S> {
         match &self.state {
             Phase::Connecting { .. } => true,
             Phase::Open(open) => open.is_half_open(),
-            Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => false,
+            Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => false,
         }
     }
 
@@ -401,7 +397,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub const fn begins_to_move(&mut self) -> bool {
         match &mut self.state {
             Phase::Open(open) => open.begins_to_move(),
-            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => {
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => {
                 false
             }
         }
@@ -416,7 +412,9 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub const fn active_at(&self) -> Option<Instant> {
         match &self.state {
             Phase::Open(open) => Some(open.active_at()),
-            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => None,
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => {
+                None
+            }
         }
     }
 
@@ -425,7 +423,7 @@ impl<S: TcpSocket> TcpFlow<S> {
     pub fn rest(&mut self, now: Instant, pool: &mut EnginePool) -> bool {
         let drained = match &mut self.state {
             Phase::Open(open) => open.is_drained(now),
-            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(_) | Phase::Gone => {
+            Phase::Connecting { .. } | Phase::Resting(_) | Phase::TimeWait(..) | Phase::Gone => {
                 false
             }
         };
@@ -440,7 +438,7 @@ impl<S: TcpSocket> TcpFlow<S> {
             Phase::Open(open) => Phase::Resting(open.rest(pool)),
             other @ (Phase::Connecting { .. }
             | Phase::Resting(_)
-            | Phase::TimeWait(_)
+            | Phase::TimeWait(..)
             | Phase::Gone) => other,
         };
     }
@@ -470,6 +468,6 @@ impl<S: TcpSocket> TcpFlow<S> {
     /// Only the end is remembered.
     #[must_use]
     pub const fn is_over(&self) -> bool {
-        matches!(self.state, Phase::TimeWait(_) | Phase::Gone)
+        matches!(self.state, Phase::TimeWait(..) | Phase::Gone)
     }
 }

@@ -19,14 +19,10 @@ const TIMESTAMPS: u8 = 8;
 /// Distance from the start of a TCP header to its checksum field.
 const CHECKSUM_FIELD: u16 = 16;
 
-/// The sequence space of the last segment sent, but for a RST: all that is left to answer with once a
+/// What the last segment said, but for a RST: beside our next sequence number all that is left to answer with once a
 /// connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LastSent {
-    /// Sequence number of that segment, or the next one of ours where [`Engine::last_sent`] gives it.
-    ///
-    /// [`Engine::last_sent`]: super::tcp_engine::Engine::last_sent
-    pub seq: u32,
     /// Acknowledgement number of that segment.
     pub ack: u32,
     /// Window field of that segment.
@@ -100,7 +96,7 @@ pub(super) fn finish(
         sent.last = last;
     }
     if tcp[13] & tcp_flags::SYN != 0 {
-        sent.initial = sent.last.seq;
+        sent.initial = word(tcp, 4);
     }
     let whole = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
     // smoltcp says for IPv4 alone what it leaves to be segmented, and before it was shortened.
@@ -190,7 +186,6 @@ fn amend(header: &mut [u8], path: &Path, now: Instant) -> LastSent {
         *value
     });
     LastSent {
-        seq: word(header, 4),
         ack: word(header, 8),
         window: u16::from_be_bytes([header[14], header[15]]),
         timestamps,

@@ -165,11 +165,11 @@ impl Engine {
         self.sockets.get_mut(self.handle)
     }
 
-    /// What was sent last, and as its sequence number the next one of ours.
+    /// Our next sequence number, and what was said last.
     #[must_use]
-    pub const fn last_sent(&self) -> LastSent {
+    pub const fn last_sent(&self) -> (u32, LastSent) {
         let Sent { last, next, .. } = self.line.sent;
-        LastSent { seq: next, ..last }
+        (next, last)
     }
 
     /// The guest has acknowledged everything, the end of the stream as well where that was sent.

@@ -284,8 +284,8 @@ impl<S: TcpSocket> Open<S> {
         self.engine.path.wire = wire;
     }
 
-    /// What the guest was sent last.
-    pub(super) const fn last_sent(&self) -> LastSent {
+    /// Our next sequence number, and what the guest was told last.
+    pub(super) const fn last_sent(&self) -> (u32, LastSent) {
         self.engine.last_sent()
     }
 

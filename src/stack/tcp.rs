@@ -409,11 +409,10 @@ impl<H: Host> Stack<H> {
             self.moving.begin(turn.now, token);
         }
         match progress {
-            Progress::Left if !self.waits.take(turn.now) => {
-                flow.end_wait(turn.tx);
-                self.table.remove(token);
-            }
             Progress::Gone | Progress::Left => {
+                if progress == Progress::Left && !self.waits.take(turn.now) {
+                    flow.end_wait(turn.tx);
+                }
                 self.table.remove(token);
             }
             Progress::More => self.make_ready(token),
