@@ -17,6 +17,7 @@ use crate::control::Command;
 use crate::event_loop::{Batches, Ended, EventLoop, Failed, Next, Turned, Woken};
 use crate::lending::{Due, Lending};
 use crate::link::{Link, Look};
+use crate::preemption::Preemption;
 
 /// Busy turns in a row before signals and commands get a hearing.
 const BUSY_TURNS: u32 = 16;
@@ -90,15 +91,18 @@ pub struct Carrier<L> {
     batches: Batches,
     lending: Lending<Box<EventLoop<L>>>,
     busy_poll: BusyPoll,
+    preemption: Preemption,
 }
 
 impl<L: Link> Carrier<L> {
-    /// Carries these for now. For no longer than `busy_poll` it looks for more before it sleeps.
+    /// Carries these for now. For no longer than `busy_poll` it looks for more before it sleeps; `preemption` is of the
+    /// thread that it runs in.
     #[must_use]
     pub fn new(
         loops: Vec<EventLoop<L>>,
         lending: Lending<Box<EventLoop<L>>>,
         busy_poll: Duration,
+        preemption: Preemption,
     ) -> Self {
         Self {
             loops: loops
@@ -108,6 +112,7 @@ impl<L: Link> Carrier<L> {
             batches: Batches::default(),
             lending,
             busy_poll: BusyPoll::new(busy_poll),
+            preemption,
         }
     }
 
@@ -147,6 +152,7 @@ impl<L: Link> Carrier<L> {
         let mut busy = 0;
         loop {
             let turned = self.turn()?;
+            self.preemption.set(turned.urgency);
             let rests = turned.next != Next::Again;
             if rests {
                 self.lending.begin_rest(Instant::now());

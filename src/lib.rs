@@ -6,7 +6,7 @@
 //! - [`session`] does what was asked for, stage by stage;
 //! - [`setup`] makes namespaces, the tap and its addresses, once, and then the sandbox;
 //! - [`event_loop`] then moves frames and events, turn by turn, for as long as the network lives, and [`carrier`] is
-//!   the thread that it does so in; [`workers`] are more threads, [`lending`] says which of them carries which loop,
+//!   the thread that it does so in, [`busy_poll`] and [`preemption`] are how that sleeps and wakes; [`workers`] are more threads, [`lending`] says which of them carries which loop,
 //!   and [`handover`] is what loops hand to one another;
 //! - [`control`] serves the API and listens for signals and the end of the target;
 //! - [`stack`] is the gateway that the guest believes in, a pure struct; [`flow`] holds its
@@ -29,6 +29,7 @@ pub mod lending;
 pub mod link;
 pub mod log;
 pub mod net;
+pub mod preemption;
 pub mod session;
 pub mod setup;
 pub mod stack;

@@ -36,6 +36,7 @@ use crate::link::seqpacket::SeqpacketLink;
 use crate::link::tap::{TapFilter, TapLink};
 use crate::log;
 use crate::net::Mac;
+use crate::preemption::Preemption;
 use crate::setup::broker::{Broker, Errands};
 use crate::setup::run::Job;
 use crate::setup::sandbox::{self, Sandbox};
@@ -244,17 +245,18 @@ fn enter_sandbox<L: Link + Send + 'static>(
     // Everybody who shares standard error has started by now, and files can still be opened.
     log::detach();
     sandbox::confine(sandbox).context(option)?;
+    let preemption = Preemption::of_this_thread();
     let crew = Crew::default();
     let mut lendings = Lending::between(loops.len()).into_iter();
     let first = lendings.next().context("there is no worker")?;
     for (index, lending) in (1..).zip(lendings) {
-        let carrier = Carrier::new(Vec::new(), lending, busy_poll);
+        let carrier = Carrier::new(Vec::new(), lending, busy_poll, preemption);
         crew.start(format!("tapgate-{index}"), carrier)?;
     }
     sandbox::filter(sandbox).context(option)?;
     #[cfg(debug_assertions)]
     crate::setup::escape::attempt();
-    Ok((Carrier::new(loops, first, busy_poll), crew))
+    Ok((Carrier::new(loops, first, busy_poll, preemption), crew))
 }
 
 /// Carries packets until `over` is, and serves the API beside it.

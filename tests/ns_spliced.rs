@@ -12,6 +12,7 @@ mod support;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
@@ -22,7 +23,9 @@ use support::guest::Guest;
 use support::process::state_of;
 use support::serve::{self, accept};
 use support::slirp4netns::Api;
-use support::sockets::{Sockets, assert_answer_is_heard, assert_errno, ports_to_give, reset};
+use support::sockets::{
+    Sockets, assert_answer_is_heard, assert_errno, closed_port, ports_to_give, reset,
+};
 use support::sys::raise_descriptor_limit;
 use support::world::World;
 use support::{
@@ -279,6 +282,36 @@ fn reader_that_stops_holds_its_own_connection_back_alone() {
         let (mut outside, mut inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
         assert_carries(&mut outside, &mut inside, &[3; 50_000]);
     }
+}
+
+/// How the kernel schedules a process (proc(5), field 41 of `/proc/PID/stat`).
+fn policy(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, from_the_third) = stat.rsplit_once(") ")?;
+    from_the_third.split(' ').nth(41 - 3)?.parse().ok()
+}
+
+#[test]
+fn bulk_takes_the_processor_from_nobody_and_the_link_does() {
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    let pid = net.tapgate.pid();
+    let becomes = |wanted: i32| {
+        let what = format!("policy {wanted}");
+        wait_until(&what, SOON, || (policy(pid) == Some(wanted)).then_some(()));
+    };
+    becomes(libc::SCHED_OTHER);
+    let (mut outside, mut inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+    let end = inside.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || while outside.write(&[0; 1 << 16]).is_ok() {});
+        scope.spawn(move || io::copy(&mut inside, &mut io::sink()));
+        becomes(libc::SCHED_BATCH);
+        end.shutdown(Shutdown::Both).unwrap();
+    });
+    let nobody = at(GATEWAY, closed_port(&net.world));
+    assert_errno(net.guest.connect(nobody), &[libc::ECONNREFUSED]);
+    becomes(libc::SCHED_OTHER);
 }
 
 #[test]

@@ -123,6 +123,12 @@ const FILTER: &[&[Only]] = &[
     &[Only::Is(1, tap::CLEAR_FILTER)],
 ];
 
+/// A thread of this process works in batches or as any other, nothing else.
+const IN_BATCHES: &[&[Only]] = &[
+    &[Only::Is(0, 0), Only::Is(1, libc::SCHED_OTHER)],
+    &[Only::Is(0, 0), Only::Is(1, libc::SCHED_BATCH)],
+];
+
 /// A descriptor's flags are asked for, nothing else.
 const ASKED: &[&[Only]] = &[&[Only::Is(1, libc::F_GETFD)]];
 
@@ -286,6 +292,12 @@ pub const CALLS: &[Call] = &[
         "sched_yield",
         libc::SYS_sched_yield,
         "others have the processor while the loop looks for more",
+    ),
+    only(
+        "sched_setscheduler",
+        libc::SYS_sched_setscheduler,
+        IN_BATCHES,
+        "bulk past the tap waits for who has the processor",
     ),
     any("wait4", libc::SYS_wait4, "the broker ends first"),
     any("exit_group", libc::SYS_exit_group, "the end"),

@@ -1,6 +1,6 @@
-//! Processes: fork, their ends, descriptors of processes, namespaces by descriptor.
+//! Processes: fork, their ends, descriptors of processes, namespaces by descriptor, how threads are scheduled.
 //!
-//! Follows fork(2), wait4(2), pidfd_open(2), ioctl_ns(2). Fork is only for the time before threads exist.
+//! Follows fork(2), wait4(2), pidfd_open(2), ioctl_ns(2), sched_setscheduler(2). Fork is only for the time before threads exist.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -93,6 +93,36 @@ pub fn restore_sigchld() {
 /// (prctl(2), `PR_SET_DUMPABLE`); identity maps are written there. The sandbox takes this back.
 pub fn show_own_proc() {
     let _ = nix::sys::prctl::set_dumpable(true);
+}
+
+/// The calling thread is scheduled as any that asked for nothing else: `SCHED_OTHER` (sched(7)).
+#[must_use]
+pub fn is_scheduled_as_any() -> bool {
+    // SAFETY: the call takes an integer.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
+    policy == i64::from(libc::SCHED_OTHER)
+}
+
+/// Schedules the calling thread as one that works in batches (`SCHED_BATCH`), or as any other again; its niceness stays.
+///
+/// # Errors
+/// What sched_setscheduler(2) reports; `EPERM` where a filter of somebody's forbids it.
+pub fn schedule_as_batch(batch: bool) -> io::Result<()> {
+    let policy = if batch {
+        libc::SCHED_BATCH
+    } else {
+        libc::SCHED_OTHER
+    };
+    // The kernel's `struct sched_param` is this one number, and musl's function refuses everything.
+    let priority: libc::c_int = 0;
+    // SAFETY: the kernel reads the one number and keeps nothing.
+    let done =
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Ends this process at once, without tidying up (_exit(2)).
