@@ -88,6 +88,43 @@ pub fn limit_ports(socket: BorrowedFd<'_>, [first, last]: [u16; 2]) -> io::Resul
     )
 }
 
+/// `SO_BUF_LOCK` of asm-generic/socket.h, and `SOCK_RCVBUF_LOCK` of linux/socket.h.
+const BUFFER_LOCKS: libc::c_int = 72;
+const RECEIVE_BUFFER_LOCK: libc::c_int = 2;
+
+/// Has the kernel leave a socket's receive buffer at its size, or let it grow (`SO_BUF_LOCK`; since Linux 5.14).
+///
+/// # Errors
+/// `ENOPROTOOPT` where the kernel is older.
+pub fn keep_receive_buffer(socket: BorrowedFd<'_>, keep: bool) -> io::Result<()> {
+    let locks = if keep { RECEIVE_BUFFER_LOCK } else { 0 };
+    set_integer(socket, libc::SOL_SOCKET, BUFFER_LOCKS, locks)
+}
+
+/// Whether a socket's receive buffer stays as large as it is.
+#[cfg(test)]
+pub fn keeps_receive_buffer(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut locks = [0; 4];
+    get(socket, (libc::SOL_SOCKET, BUFFER_LOCKS), &mut locks)?;
+    Ok(libc::c_int::from_ne_bytes(locks) & RECEIVE_BUFFER_LOCK != 0)
+}
+
+/// The least time that a TCP peer's acknowledgement has taken, microseconds; `u32::MAX` where that is not known
+/// (`TCP_INFO`, `tcpi_min_rtt` of linux/tcp.h; since Linux 4.6).
+///
+/// # Errors
+/// When the descriptor is no TCP socket; `Unsupported` where the kernel is older.
+pub fn least_round_trip(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    /// Of `tcpi_min_rtt` in `struct tcp_info`, which only grows at its end.
+    const PLACE: usize = 148;
+    let mut info = [0; PLACE + 4];
+    let length = get(socket, (libc::IPPROTO_TCP, libc::TCP_INFO), &mut info)?;
+    match info.last_chunk() {
+        Some(&time) if length == info.len() => Ok(u32::from_ne_bytes(time)),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
 /// What a socket does about datagrams above a path's MTU (`IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathMtu {
@@ -127,6 +164,29 @@ pub fn set_path_mtu(socket: BorrowedFd<'_>, ipv6: bool, way: PathMtu) -> io::Res
         ),
     };
     set_integer(socket, level, option, value)
+}
+
+/// Reads an option, as far as it fits; gives its length.
+fn get(
+    socket: BorrowedFd<'_>,
+    (level, option): (libc::c_int, libc::c_int),
+    value: &mut [u8],
+) -> io::Result<usize> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: the pointers are to live memory, the first of the length that the second gives.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(length).map_err(io::Error::other)
 }
 
 fn set_integer(

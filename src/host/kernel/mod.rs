@@ -7,6 +7,7 @@
 //! before a call comes here.
 
 mod datagram;
+mod depth;
 mod echo;
 mod error_queue;
 pub mod inside;

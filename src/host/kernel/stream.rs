@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use socket2::Socket;
 
+use super::depth::Depth;
 use super::error_queue::{keep_errors, next_error};
 use super::marks::Told;
 use super::ports::{Ports, is_there};
@@ -30,6 +31,7 @@ pub struct KernelTcp {
     said: Option<QueuedError>,
     connected: bool,
     told: Told,
+    depth: Depth,
 }
 
 /// What every connection has. Accepted ones inherit it from their listener.
@@ -78,6 +80,7 @@ impl KernelTcp {
             said: None,
             connected,
             told,
+            depth: Depth::default(),
         })
     }
 
@@ -120,6 +123,7 @@ impl KernelTcp {
             said: None,
             connected: true,
             told: Told::default(),
+            depth: Depth::default(),
         }
     }
 }
@@ -180,6 +184,7 @@ impl TcpSocket for KernelTcp {
     }
 
     fn discard(&mut self, len: usize) -> io::Result<()> {
+        self.depth.taken(&self.socket, len);
         let mut left = len;
         while left > 0 {
             match discard(self.socket.as_fd(), left) {
