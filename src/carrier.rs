@@ -25,6 +25,8 @@ const BUSY_TURNS: u32 = 16;
 const NO_DEADLINE: Duration = Duration::from_secs(3600);
 /// How long at most while nobody would wake a loop.
 const UNTOLD: Duration = Duration::from_millis(1);
+/// How long at most while the thread gives way: what comes once the bulk is over is not to wait for others.
+const GIVING_WAY: Duration = Duration::from_millis(2);
 
 /// A loop in which looking found nothing so many times is quiet.
 const IN_VAIN: u32 = 32;
@@ -271,6 +273,11 @@ impl<L: Link> Carrier<L> {
             _ if !settled => UNTOLD,
             Some(time) if !self.loops.is_empty() => time,
             Some(_) | None => NO_DEADLINE,
+        };
+        let rest = if self.preemption.gives_way() {
+            rest.min(GIVING_WAY)
+        } else {
+            rest
         };
         let latest = now + rest;
         at.map_or(latest, |at| at.min(latest))

@@ -1,9 +1,9 @@
 //! Whether this thread takes the processor, when something wakes it, from whoever has it.
 //!
 //! Comes in: what the last turn carried. Goes out: the thread's scheduling policy. A thread of `SCHED_OTHER` that wakes
-//! interrupts the one that runs; one of `SCHED_BATCH` waits until that one sleeps or its time is over (sched(7)). Where
-//! the kernel itself carries bulk, each interruption finds a few bytes that the running client has just written, and
-//! waiting finds many. A policy that somebody chose for the whole process is left alone.
+//! may interrupt the one that runs; one of `SCHED_BATCH` waits until that one sleeps or a tick ends its time (sched(7),
+//! `wakeup_preempt_fair` of kernel/sched/fair.c). Where the kernel itself carries bulk, each interruption finds a few bytes that the running client has just written, and
+//! waiting finds many. A policy that somebody chose before the start is left alone.
 
 use crate::sys::process;
 
@@ -34,6 +34,12 @@ impl Preemption {
             gives_way: false,
             ours: process::is_scheduled_as_any(),
         }
+    }
+
+    /// It takes the processor from nobody at present.
+    #[must_use]
+    pub const fn gives_way(&self) -> bool {
+        self.gives_way && self.ours
     }
 
     /// What this thread does next is so urgent.

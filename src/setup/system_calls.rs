@@ -205,9 +205,13 @@ pub const CALLS: &[Call] = &[
     any(
         "setsockopt",
         libc::SYS_setsockopt,
-        "no delay, keep-alive, linger, error queue, device, ports",
+        "no delay, keep-alive, linger, error queue, device, ports, buffers",
     ),
-    any("getsockopt", libc::SYS_getsockopt, "how a connect ended"),
+    any(
+        "getsockopt",
+        libc::SYS_getsockopt,
+        "how a connect ended, how near a peer is",
+    ),
     any(
         "getsockname",
         libc::SYS_getsockname,

@@ -88,25 +88,14 @@ pub fn limit_ports(socket: BorrowedFd<'_>, [first, last]: [u16; 2]) -> io::Resul
     )
 }
 
-/// `SO_BUF_LOCK` of asm-generic/socket.h, and `SOCK_RCVBUF_LOCK` of linux/socket.h.
-const BUFFER_LOCKS: libc::c_int = 72;
-const RECEIVE_BUFFER_LOCK: libc::c_int = 2;
-
-/// Has the kernel leave a socket's receive buffer at its size, or let it grow (`SO_BUF_LOCK`; since Linux 5.14).
+/// The window of a TCP connection becomes no larger than this, bytes; what it was limited to before is forgotten (tcp(7),
+/// `TCP_WINDOW_CLAMP`).
 ///
 /// # Errors
-/// `ENOPROTOOPT` where the kernel is older.
-pub fn keep_receive_buffer(socket: BorrowedFd<'_>, keep: bool) -> io::Result<()> {
-    let locks = if keep { RECEIVE_BUFFER_LOCK } else { 0 };
-    set_integer(socket, libc::SOL_SOCKET, BUFFER_LOCKS, locks)
-}
-
-/// Whether a socket's receive buffer stays as large as it is.
-#[cfg(test)]
-pub fn keeps_receive_buffer(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut locks = [0; 4];
-    get(socket, (libc::SOL_SOCKET, BUFFER_LOCKS), &mut locks)?;
-    Ok(libc::c_int::from_ne_bytes(locks) & RECEIVE_BUFFER_LOCK != 0)
+/// When the descriptor is no TCP socket.
+pub fn clamp_window(socket: BorrowedFd<'_>, most: usize) -> io::Result<()> {
+    let most = libc::c_int::try_from(most).map_err(io::Error::other)?;
+    set_integer(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, most)
 }
 
 /// The least time that a TCP peer's acknowledgement has taken, microseconds; `u32::MAX` where that is not known
