@@ -58,6 +58,8 @@ impl Engine {
 
     fn worth(&mut self, segment: &TcpSegment, expected: u32) -> Worth {
         let synchronized = match self.socket().state() {
+            // The guest's part is over, the host's is not: who begins anew will ask again. A RST would refuse it.
+            State::Closed if segment.is_connect() => return Worth::Nothing,
             // Nothing is known yet of the guest's numbers, or nothing is left to be ended.
             State::Closed | State::Listen | State::SynSent => return Worth::Real,
             State::SynReceived => false,

@@ -5,8 +5,8 @@
 
 use tapgate::host::simulated::SocketId;
 
-use crate::peer::{ACK, FIN, Peer, RST};
-use crate::rig::{Rig, echo};
+use crate::peer::{ACK, FIN, Peer, RST, SYN};
+use crate::rig::{Rig, echo, pattern};
 
 /// More than a guest is left to remember at once.
 const CROWD: u16 = 1100;
@@ -61,5 +61,71 @@ fn a_guest_that_resets_is_told_nothing() {
     assert_eq!(rig.take(), Vec::<Vec<u8>>::new());
     assert!(rig.net.is_closed(id));
     assert_eq!(rig.stack.flows(), 0);
+    rig.recovers(0);
+}
+
+/// A guest's stream that its host has not taken when both sides have ended theirs and know it; gives its length.
+fn kept_for_a_slow_host(rig: &mut Rig) -> (Peer, SocketId, usize) {
+    const STEP: usize = 1400;
+    let (mut peer, id) = rig.open(4000, echo());
+    rig.net.server_pause(id, true);
+    let mut sent = 0;
+    loop {
+        rig.frame(&peer.data(&pattern(STEP)));
+        rig.millis(2);
+        let said = peer.read(&rig.received()).pop().unwrap();
+        assert_eq!(said.ack, peer.next.seq);
+        sent += STEP;
+        if usize::from(said.window) < STEP {
+            break;
+        }
+    }
+    rig.frame(&peer.fin());
+    rig.net.server_shutdown(id);
+    rig.turn();
+    let came = peer.read(&rig.received());
+    peer.take_all(&came);
+    assert_eq!(came.last().unwrap().flags & FIN, FIN);
+    rig.frame(&peer.ack());
+    rig.millis(2);
+    rig.take();
+    assert!(!rig.net.is_closed(id) && !rig.net.server_sees_end(id));
+    (peer, id, sent)
+}
+
+#[test]
+fn who_connects_anew_waits_for_what_the_last_connection_has_left() {
+    let mut rig = Rig::new();
+    let (old, id, sent) = kept_for_a_slow_host(&mut rig);
+    // Beyond what the guest's kernel remembers of it.
+    rig.secs(61);
+    let mut peer = Peer::new(4000, echo());
+    peer.next.seq = old.next.seq.wrapping_add(100_000);
+    let syn = peer.syn();
+    for _ in 0..3 {
+        rig.secs(1);
+        rig.take();
+        rig.frame(&syn);
+        assert_eq!(rig.take(), Vec::<Vec<u8>>::new(), "not refused");
+    }
+    rig.net.server_pause(id, false);
+    let mut got = 0;
+    while !rig.net.is_closed(id) {
+        rig.turn();
+        let piece = rig.net.server_read(id, usize::MAX);
+        assert!(
+            !piece.is_empty() || rig.net.server_sees_end(id),
+            "{got} of {sent} bytes"
+        );
+        got += piece.len();
+    }
+    assert_eq!(got, sent);
+    assert!(rig.net.server_sees_end(id) && !rig.net.server_sees_reset(id));
+    rig.take();
+    rig.frame(&syn);
+    let answer = peer.read(&rig.received()).pop().expect("it is asked again");
+    assert_eq!((answer.flags, answer.ack), (SYN | ACK, peer.next.seq));
+    peer.take(&answer);
+    rig.frame(&peer.rst());
     rig.recovers(0);
 }
