@@ -2,8 +2,9 @@
 //!
 //! Comes in: what the last turn carried. Goes out: the thread's scheduling policy. A thread of `SCHED_OTHER` that wakes
 //! may interrupt the one that runs; one of `SCHED_BATCH` waits until that one sleeps or a tick ends its time (sched(7),
-//! `wakeup_preempt_fair` of kernel/sched/fair.c). Where the kernel itself carries bulk, each interruption finds a few bytes that the running client has just written, and
-//! waiting finds many. A policy that somebody chose before the start is left alone.
+//! `wakeup_preempt_fair` of kernel/sched/fair.c). Where the kernel itself carries bulk, each interruption finds a few
+//! bytes that the running client has just written, and waiting finds many. A policy that somebody chose before the start
+//! is left alone.
 
 use crate::sys::process;
 

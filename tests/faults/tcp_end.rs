@@ -1,12 +1,14 @@
-//! How a connection ends that the guest ended first, of more than it is left to remember.
+//! How a connection ends that the guest ended first: of more than it is left to remember, and of a host that is slow.
 //!
-//! In: a crowd of connections, each ended in order or by a RST. Out: the RST that ends the guest's TIME-WAIT, by its exact
-//! number, and nothing where the guest is in no TIME-WAIT.
+//! In: a crowd of connections, each ended in order or by a RST; one whose host has not taken all, and a new one on its
+//! endpoints. Out: the RST that ends the guest's TIME-WAIT, by its exact number, and nothing where the guest is in no
+//! TIME-WAIT; every byte of the old connection, and then the new one's answer.
 
 use tapgate::host::simulated::SocketId;
 
 use crate::peer::{ACK, FIN, Peer, RST, SYN};
 use crate::rig::{Rig, echo, pattern};
+use crate::windows::fill;
 
 /// More than a guest is left to remember at once.
 const CROWD: u16 = 1100;
@@ -66,20 +68,9 @@ fn a_guest_that_resets_is_told_nothing() {
 
 /// A guest's stream that its host has not taken when both sides have ended theirs and know it; gives its length.
 fn kept_for_a_slow_host(rig: &mut Rig) -> (Peer, SocketId, usize) {
-    const STEP: usize = 1400;
     let (mut peer, id) = rig.open(4000, echo());
     rig.net.server_pause(id, true);
-    let mut sent = 0;
-    loop {
-        rig.frame(&peer.data(&pattern(STEP)));
-        rig.millis(2);
-        let said = peer.read(&rig.received()).pop().unwrap();
-        assert_eq!(said.ack, peer.next.seq);
-        sent += STEP;
-        if usize::from(said.window) < STEP {
-            break;
-        }
-    }
+    let sent = fill(rig, &mut peer, &pattern(1400), 0);
     rig.frame(&peer.fin());
     rig.net.server_shutdown(id);
     rig.turn();

@@ -178,7 +178,7 @@ fn poured(options: &[u8], scale: u32, read: usize) {
 }
 
 /// The guest sends as long as its window lets it; gives the bytes that were acknowledged.
-fn fill(rig: &mut Rig, peer: &mut Peer, data: &[u8], scale: u32) -> usize {
+pub(crate) fn fill(rig: &mut Rig, peer: &mut Peer, data: &[u8], scale: u32) -> usize {
     let mut sent = 0;
     loop {
         rig.frame(&peer.data(data));
