@@ -133,8 +133,8 @@ pub struct Options {
     #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_BUSY_POLL, value_parser = clap::value_parser!(u64).range(0..=1_000))]
     pub busy_poll: u64,
     /// Where the buffers of TCP connections together stop growing, bytes, or with K, M or G: windows shrink as
-    /// they come near, and nothing fails; a connection that never drains may hold a mebibyte beyond it [default: 256M, less
-    /// where the memory of the control group is limited]
+    /// they come near, and nothing fails; at that limit a connection has room for a segment each way and 8K [default: 256M,
+    /// less where the memory of the control group is limited]
     #[arg(long, value_name = "SIZE", value_parser = buffer_memory)]
     pub max_buffer_memory: Option<usize>,
     /// Leave checksums and segmentation to the kernel where it can

@@ -10,9 +10,10 @@ use super::{Config, DEFAULT_MAX_BUFFER_MEMORY, DEFAULT_MAX_FLOWS, MIN_MAX_BUFFER
 /// Resident memory of all our processes together at rest, and what the kernel holds for them, bytes: twice
 /// what was measured.
 const AT_REST: u64 = 16 << 20;
-/// What a flow at rest costs, bytes: 1 KiB here, and in the kernel a socket, its file and its place in an epoll set. Two
-/// thirds of this were measured on Linux 6.18.
-const FLOW: u64 = 8 << 10;
+/// What a flow costs, bytes, while buffers hold all that they may together: 1 KiB here, and in the kernel a socket, its file
+/// and its place in an epoll set (5 KiB were measured on Linux 6.18), an engine, and of its rings what has room even so
+/// (`flow/tcp_open.rs`, `LITTLE`), a segment each way and the rest of each one's last page.
+const FLOW: u64 = 24 << 10;
 /// The part of it that is of this process's address space, tables that double included.
 const FLOW_HERE: u64 = 4 << 10;
 /// The least that is of any use.
@@ -28,14 +29,16 @@ pub struct Memory {
 }
 
 impl Config {
-    /// Lets the limits follow the memory that there is: a quarter for buffers and half for flows of what a control
+    /// Lets the limits follow the memory that there is: a quarter for buffers and the rest for flows of what a control
     /// group leaves, half for rings and a quarter for flows of the address space.
     pub fn fit(&mut self, memory: Memory) {
         let (mut flows, mut buffers) = (u64::from(DEFAULT_MAX_FLOWS), DEFAULT_MAX_BUFFER_MEMORY);
         if let Some(resident) = memory.resident {
             let free = resident.saturating_sub(AT_REST);
-            flows = flows.min(free / 2 / FLOW);
-            buffers = buffers.min(usize::try_from(free / 4).unwrap_or(buffers));
+            let least = MIN_MAX_BUFFER_MEMORY as u64;
+            let for_buffers = (free / 4).clamp(least, buffers as u64);
+            buffers = usize::try_from(for_buffers).unwrap_or(buffers);
+            flows = flows.min(free.saturating_sub(for_buffers) / FLOW);
         }
         if let Some(space) = memory.address_space {
             flows = flows.min(space / 4 / FLOW_HERE);
@@ -72,7 +75,7 @@ mod tests {
         let most = (DEFAULT_MAX_FLOWS, DEFAULT_MAX_BUFFER_MEMORY, usize::MAX);
         assert_eq!(fitted(Memory::default()), most);
         assert_eq!(fitted(resident(4 << 30)), most);
-        assert_eq!(fitted(resident(64 << 20)), (3072, 12 << 20, usize::MAX));
+        assert_eq!(fitted(resident(64 << 20)), (1536, 12 << 20, usize::MAX));
         assert_eq!(fitted(resident(0)), (64, 1 << 20, usize::MAX));
         let space = Memory {
             address_space: Some(40 << 20),
@@ -84,7 +87,7 @@ mod tests {
 
     #[test]
     fn what_is_promised_is_there() {
-        for mebibytes in 18..4096 {
+        for mebibytes in 19..4096 {
             let free = (mebibytes << 20) - AT_REST;
             let (flows, buffers, _) = fitted(resident(mebibytes << 20));
             let buffers = u64::try_from(buffers).unwrap();

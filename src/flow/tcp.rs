@@ -327,6 +327,8 @@ impl<S: TcpSocket> TcpFlow<S> {
                     // It may have waited for room.
                     return Progress::More;
                 }
+            } else {
+                open.save_memory(now, tx);
             }
             return progress;
         }

@@ -113,6 +113,12 @@ impl Engine {
         line.sent.initial.wrapping_add(1).wrapping_add(line.given)
     }
 
+    /// Nothing that was sent is to be taken from the host once more; the end of our stream was sent, or not.
+    pub(super) const fn has_sent_all(&self, ended: bool) -> bool {
+        let next = self.line.sent.next;
+        next == self.taken().wrapping_add(ended as u32)
+    }
+
     /// Our stream goes on: its end has no number yet.
     fn is_open_to_guest(&mut self) -> bool {
         matches!(self.socket().state(), State::Established | State::CloseWait)

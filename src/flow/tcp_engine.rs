@@ -18,7 +18,7 @@ use super::tcp_dialogue::Dialogue;
 use super::tcp_direct::Owed;
 use super::tcp_memory::Extent;
 use super::tcp_written::Written;
-use crate::buf::TxBatch;
+use crate::buf::{Pages, TxBatch};
 use crate::net::parse::{self, SynOptions, TcpSegment, tcp_flags};
 use crate::net::{Duration, Instant, TCP_HEADER, emit};
 
@@ -95,6 +95,8 @@ pub struct Engine {
     pub(super) dialogue: Dialogue,
     /// How much of the rings has been written to.
     pub(super) extent: Extent,
+    /// Where the receive ring lies, which is the socket's.
+    rx_pages: Pages,
     pub(super) ends: emit::Ends,
     pub(super) varied: bool,
     /// A packet with other sequence numbers.
@@ -119,7 +121,9 @@ impl Engine {
         rings: [Vec<u8>; 2],
         extent: Extent,
     ) -> Self {
-        let [rx, tx] = rings.map(SocketBuffer::new);
+        let [mut rx, tx] = rings;
+        let rx_pages = Pages::of(&mut rx);
+        let [rx, tx] = [rx, tx].map(SocketBuffer::new);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(Socket::new(rx, tx));
         Self {
@@ -131,6 +135,7 @@ impl Engine {
             owed: None,
             dialogue: Dialogue::default(),
             extent,
+            rx_pages,
             ends: emit::Ends {
                 src: SocketAddr::new(local, 0),
                 dst: SocketAddr::new(local, 0),
@@ -197,6 +202,19 @@ impl Engine {
     /// The host has taken payload of the guest's.
     pub(super) fn note_taken(&mut self, bytes: usize) {
         self.line.next_in = self.line.next_in.wrapping_add(length(bytes));
+    }
+
+    /// Gives the memory back of what the receive ring has passed on, where that is more than `most` bytes; true when it
+    /// did. The ring itself goes on from where it is, to its end and over again.
+    pub(super) fn give_passed_back(&mut self, most: usize) -> bool {
+        let (taken, end) = (self.line.next_in, self.line.furthest);
+        let much = self.extent.behind(taken, end) > most;
+        if much {
+            for part in self.extent.forget_behind(taken, end) {
+                self.rx_pages.give_back(part);
+            }
+        }
+        much
     }
 
     /// Something may be written for the guest.

@@ -9,6 +9,7 @@
 //! and Hahne 1998): who holds more gets no more until it has drained, who holds less does, and a part is
 //! always left for newcomers. Below its share a ring is written freely; beyond, one segment at a time.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -63,11 +64,18 @@ impl Budget {
     }
 }
 
+/// How far a sequence number is ahead of another; 0 where it is behind.
+fn ahead(seq: u32, of: u32) -> usize {
+    usize::try_from(seq.wrapping_sub(of).cast_signed()).unwrap_or(0)
+}
+
 /// How far the two rings of an engine have been written to.
 #[derive(Debug)]
 pub(super) struct Extent {
     budget: Arc<Budget>,
-    /// The sequence number that stands at the start of the receive ring, until it wraps.
+    /// The sequence number that stands at the start of the receive ring, but for whole rounds of it.
+    start: u32,
+    /// The sequence number from which on is counted what was written to the receive ring.
     begin: u32,
     /// Bytes that came past the receive ring, as far as they matter: at most [`RING`].
     skipped: u32,
@@ -84,6 +92,7 @@ impl Extent {
         budget.engines.fetch_add(1, Ordering::Relaxed);
         Self {
             budget: Arc::clone(budget),
+            start: 0,
             begin: 0,
             skipped: 0,
             rx: 0,
@@ -99,20 +108,47 @@ impl Extent {
 
     /// Another connection begins with the same rings, at their start.
     pub(super) const fn restart(&mut self) {
-        self.begin = 0;
+        self.begin_at(0);
         self.skipped = 0;
         self.tx_at = 0;
     }
 
     /// The guest's stream begins at this sequence number.
     pub(super) const fn begin_at(&mut self, seq: u32) {
+        self.start = seq;
         self.begin = seq;
     }
 
     /// Payload went past the receive ring, whose start stands for a later number now.
     pub(super) fn skip(&mut self, bytes: usize) {
-        self.begin = self.begin.wrapping_add(length(bytes));
-        self.skipped = self.skipped.saturating_add(length(bytes)).min(length(RING));
+        let bytes = length(bytes);
+        self.start = self.start.wrapping_add(bytes);
+        self.begin = self.begin.wrapping_add(bytes);
+        self.skip_in_sum(bytes);
+    }
+
+    fn skip_in_sum(&mut self, bytes: u32) {
+        self.skipped = self.skipped.saturating_add(bytes).min(length(RING));
+    }
+
+    /// Bytes of the receive ring that hold nothing any more: all before `taken` having been taken, and nothing having
+    /// come beyond `end`.
+    pub(super) fn behind(&self, taken: u32, end: u32) -> usize {
+        self.rx.saturating_sub(ahead(end, taken))
+    }
+
+    /// These bytes are not held any more. Gives the parts of the ring in which nothing is.
+    pub(super) fn forget_behind(&mut self, taken: u32, end: u32) -> [Range<usize>; 2] {
+        let behind = self.behind(taken, end);
+        self.budget.held.fetch_sub(behind, Ordering::Relaxed);
+        self.rx -= behind;
+        self.skip_in_sum(length(ahead(taken, self.begin)));
+        self.begin = taken;
+        let kept = ahead(end, taken).min(RING);
+        let at = |seq: u32| usize::try_from(seq.wrapping_sub(self.start)).unwrap_or(0) % RING;
+        let from = (at(taken) + kept) % RING;
+        let to = from + RING - kept;
+        [from..to.min(RING), 0..to.saturating_sub(RING)]
     }
 
     /// The share of each of the rings.
@@ -154,8 +190,7 @@ impl Extent {
     /// before, but for `segment` bytes: also by what comes out of order. What is left when so much is cut off has no
     /// excess any more, however far beyond the ring's end it began.
     pub(super) fn excess(&self, end: u32, taken: u32, segment: u32) -> usize {
-        let place =
-            |seq: u32| usize::try_from(seq.wrapping_sub(self.begin).cast_signed()).unwrap_or(0);
+        let place = |seq: u32| ahead(seq, self.begin);
         let reach = place(end);
         if reach.min(RING).saturating_sub(self.rx) <= self.budget.free() {
             return 0;
@@ -168,7 +203,7 @@ impl Extent {
     /// start to its end and over again.
     pub(super) fn received(&mut self, end: u32) {
         // What ends before the ring begins is not written there: it came a second time.
-        let reach = usize::try_from(end.wrapping_sub(self.begin).cast_signed()).unwrap_or(0);
+        let reach = ahead(end, self.begin);
         if reach > self.rx && self.rx < RING {
             let more = reach.min(RING) - self.rx;
             self.rx += more;
@@ -224,6 +259,34 @@ mod tests {
             let kept = end.wrapping_sub(length(excess));
             prop_assert_eq!(extent.excess(kept, taken, segment), 0);
             prop_assert!(excess <= usize::try_from(beyond).unwrap());
+        }
+    }
+
+    proptest! {
+        /// What is forgotten is all but what is still held, once, and is not counted; the rest of the stream is where it was.
+        #[test]
+        fn what_was_passed_on_is_forgotten_and_nothing_else(
+            begin in any::<u32>(),
+            skipped in 0..3 * RING,
+            steps in proptest::collection::vec((0..RING / 2, 0..70_000_usize), 1..8),
+        ) {
+            let budget = Arc::new(Budget::new(64 * RING));
+            let mut extent = Extent::new(&budget);
+            extent.begin_at(begin);
+            extent.skip(skipped);
+            let first = begin.wrapping_add(length(skipped));
+            let (mut taken, mut end) = (0, 0);
+            for (passed, kept) in steps {
+                (taken, end) = (end.max(taken + passed), end.max(taken + passed) + kept);
+                let seq = |at: usize| first.wrapping_add(length(at));
+                extent.received(seq(end));
+                let parts = extent.forget_behind(seq(taken), seq(end));
+                prop_assert_eq!(budget.held(), kept);
+                prop_assert_eq!(extent.behind(seq(taken), seq(end)), 0);
+                prop_assert_eq!(parts.iter().map(ExactSizeIterator::len).sum::<usize>(), RING - kept);
+                let held = [taken % RING, (end.max(taken + 1) - 1) % RING];
+                prop_assert!(kept == 0 || held.iter().all(|at| !parts.iter().any(|part| part.contains(at))));
+            }
         }
     }
 

@@ -34,8 +34,8 @@ const ROUNDS: usize = 8;
 /// nearest cache when they are copied out again.
 const CHUNK: usize = 128 * 1024;
 
-/// Rings that hold no more than this are not exchanged for empty ones.
-const LITTLE: usize = 16 * 1024;
+/// Rings that hold no more than this are not exchanged for empty ones (`config/limits.rs` counts on it).
+const LITTLE: usize = 8 * 1024;
 
 /// Two connections and what is known of each. The guest's has an engine while it moves, and only a
 /// line about it while it rests.
@@ -239,9 +239,24 @@ impl<S: TcpSocket> Open<S> {
 
     /// Memory is scarce, and it holds more than its share, of which it needs nothing at this moment.
     pub(super) fn has_too_much(&mut self, now: Instant) -> bool {
+        self.is_beyond_share() && self.is_even(now)
+    }
+
+    fn is_beyond_share(&self) -> bool {
         let extent = &self.engine.extent;
-        let much = extent.held() > extent.share().max(LITTLE);
-        extent.is_scarce() && much && self.is_even(now)
+        extent.is_scarce() && extent.held() > extent.share().max(LITTLE)
+    }
+
+    /// Memory is scarce, and it holds more than its share, but needs some at this moment: what it has passed on to the host
+    /// it holds no longer. The guest hears that there is more room.
+    pub(super) fn save_memory(&mut self, now: Instant, tx: &mut TxBatch) {
+        if self.is_beyond_share()
+            && self.engine.give_passed_back(LITTLE)
+            && !self.guest_ended
+            && !self.silent
+        {
+            self.engine.open_window(now, tx);
+        }
     }
 
     /// Both rings are empty, and nothing waits for a time.
@@ -261,6 +276,7 @@ impl<S: TcpSocket> Open<S> {
             && socket.recv_queue() == 0
             && self.engine.owed.is_none()
             && self.engine.ahead.is_settled()
+            && self.engine.has_sent_all(self.host_ended)
             && self.engine.has_no_gap()
             && self.engine.is_known_already() == 0
             && self.engine.is_settled(now)

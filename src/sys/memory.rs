@@ -5,6 +5,7 @@
 
 use std::alloc::{self, Layout};
 use std::io;
+use std::ops::Range;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
@@ -108,6 +109,50 @@ pub fn zeroed(len: usize) -> Option<Vec<u8>> {
     Some(unsafe { Vec::from_raw_parts(start, len, len) })
 }
 
+/// Where a block of memory lies that somebody else owns, and goes on using.
+#[derive(Debug)]
+pub struct Pages {
+    start: usize,
+    len: usize,
+}
+
+impl Pages {
+    /// Those of a block that lives for as long as this is used.
+    #[must_use]
+    pub fn of(block: &mut [u8]) -> Self {
+        Self {
+            start: block.as_mut_ptr().expose_provenance(),
+            len: block.len(),
+        }
+    }
+
+    /// Gives back the pages that lie wholly within some bytes of the block (madvise(2), `MADV_DONTNEED`): these are zero
+    /// from now on. Nobody may look at the block meanwhile, which who has the owner for himself sees to.
+    pub fn give_back(&mut self, bytes: Range<usize>) {
+        let page = page_size();
+        let end = bytes.end.min(self.len);
+        let first = (self.start + bytes.start).next_multiple_of(page);
+        let last = (self.start + end) / page * page;
+        if first < last {
+            // SAFETY: the range lies within a block that lives, of bytes, which may have any value, and to which no
+            // reference is in use during the call; private anonymous memory, as all of the allocator's is.
+            unsafe {
+                libc::madvise(
+                    std::ptr::with_exposed_provenance_mut(first),
+                    last - first,
+                    libc::MADV_DONTNEED,
+                )
+            };
+        }
+    }
+}
+
+fn page_size() -> usize {
+    // SAFETY: the call takes a number and gives one.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(65_536)
+}
+
 /// Numbers from the system's entropy (getrandom(2)).
 ///
 /// # Errors
@@ -130,6 +175,22 @@ pub fn entropy() -> io::Result<[u64; 4]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_within_are_given_back_and_nothing_else() {
+        const LEN: usize = 1 << 20;
+        let mut block = zeroed(LEN).unwrap();
+        block.fill(7);
+        let mut pages = Pages::of(&mut block);
+        pages.give_back(100_000..300_001);
+        pages.give_back(LEN - 10..LEN + 100_000);
+        pages.give_back(5..6);
+        let page = page_size();
+        let zeros: Vec<_> = (0..LEN).filter(|at| block[*at] == 0).collect();
+        assert!((100_000..100_000 + page).contains(&zeros[0]));
+        assert!((300_001 - page..300_001).contains(zeros.last().unwrap()));
+        assert_eq!(zeros.len() % page, 0);
+    }
 
     #[test]
     fn program_text_is_told_from_other_mappings() {

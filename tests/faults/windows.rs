@@ -18,7 +18,7 @@ const SOCKET: usize = 8 * 1024;
 const SEGMENTS: usize = 2 * 1536;
 
 /// What a ring may hold that is not worth an exchange for an empty one (doc/architecture.md), beside that.
-const LITTLE: usize = SEGMENTS + 16 * 1024;
+const LITTLE: usize = SEGMENTS + 8 * 1024;
 
 fn rig(memory: usize) -> Rig {
     let rig = Rig::with(Config {
