@@ -281,10 +281,12 @@ impl<L: Link> EventLoop<L> {
             self.stack.handle_link_back(now);
         }
         self.stack.handle_timeout(&mut turn);
-        let more_flows = self.stack.poll_transmit(&mut turn);
+        let mut more_flows = self.stack.poll_transmit(&mut turn);
         while let Some((to, thing)) = self.stack.next_handed() {
             if let Err(refused) = self.incoming.handover.send(to, thing) {
                 self.stack.handle_refused(&mut turn, refused);
+                // What comes back is this worker's, and may have something to do.
+                more_flows = true;
             }
         }
         let spliced = self.stack.counters().bytes_spliced - spliced;

@@ -434,7 +434,7 @@ fn without_opener_the_tap_carries_connections() {
 }
 
 #[test]
-fn stopped_opener_delays_and_then_the_tap_carries_connections() {
+fn stopped_opener_delays_and_the_tap_carries_connections_until_it_goes_on() {
     let net = Net::up(&["-p", "8080:80"]);
     let opener = opener_of(net.tapgate.pid()).unwrap();
     signal(opener, Signal::SIGSTOP);
@@ -444,6 +444,12 @@ fn stopped_opener_delays_and_then_the_tap_carries_connections() {
         assert_eq!(peer, GATEWAY);
         assert_carries(&mut outside, &mut inside, b"hello");
     }
+    signal(opener, Signal::SIGCONT);
+    wait_until("the way inside to be taken again", SOON, || {
+        let (_, _, peer) = connected(&net, &listener, at(LOOPBACK, 8080));
+        (peer == GUEST).then_some(())
+    });
+    signal(opener, Signal::SIGSTOP);
     let Net { tapgate, .. } = net;
     tapgate.signal(Signal::SIGTERM);
     assert_eq!(tapgate.finish(SOON).code(), 0);

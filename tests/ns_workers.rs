@@ -269,6 +269,17 @@ fn tap_that_was_made_with_one_queue_is_refused_with_the_fix() {
 }
 
 #[test]
+fn each_worker_tells_its_numbers() {
+    let net = Net::up(&["--workers", "2", "-vv"]);
+    for worker in 0..2 {
+        let said = format!("sizes worker={worker} ");
+        wait_until(&said, SOON, || {
+            net.tapgate.log().contains(&said).then_some(())
+        });
+    }
+}
+
+#[test]
 fn number_of_workers_is_checked() {
     let world = World::new();
     for wrong in ["0", "9", "x"] {

@@ -178,6 +178,41 @@ fn slow_reader_holds_the_sender_back_and_loses_nothing() {
     at_rest(&mut sim);
 }
 
+/// A server that answers and ends before it has read all that the client sends, to a client that takes its time.
+#[test]
+fn early_answer_reaches_a_slow_client_before_the_reset() {
+    for reads in [true, false] {
+        let mut sim = Sim::new(3);
+        sim.net.set_socket_buffer(10_000);
+        sim.net.set_inside(Inside::Ready);
+        sim.net.answer(addr(SERVICE), ConnectAnswer::Accept);
+        publish(&mut sim, Splice::Auto);
+        let (outside, inside) = joined(&mut sim);
+        sim.net.server_pause(outside, true);
+        let answer = pattern(14_000, 5);
+        let mut written = sim.net.server_write(inside, &answer);
+        sim.settle(seconds(1));
+        written += sim.net.server_write(inside, &answer[written..]);
+        assert_eq!(written, answer.len());
+        sim.settle(seconds(1));
+        sim.net.server_reset(inside);
+        assert_eq!(sim.net.server_write(outside, b"more"), 4);
+        let later = sim.clock.now() + seconds(20);
+        sim.wake = Some(later);
+        assert!(sim.run(seconds(20), |sim| sim.clock.now() == later));
+        assert_eq!(sim.stack.flows(), 1, "it has its time");
+        if reads {
+            sim.net.server_pause(outside, false);
+            assert!(arrives(&mut sim, outside, answer.len()) == answer);
+            assert!(sim.run(seconds(1), |sim| sim.net.server_sees_reset(outside)));
+        } else {
+            let gone = |sim: &mut Sim| sim.stack.flows() == 0;
+            assert!(sim.run(seconds(15), gone));
+        }
+        at_rest(&mut sim);
+    }
+}
+
 #[test]
 fn crowd_in_bulk_leaves_each_turn_short() {
     const EACH: usize = 1 << 20;
@@ -324,6 +359,19 @@ fn silent_loopback_is_waited_for_and_ends_with_a_reset() {
     assert!(sim.run(seconds(1), |sim| sim.stack.counters().flows_spliced == 1));
     let second = client(&sim, LOCAL);
     assert!(sim.run(seconds(80), |sim| sim.net.server_sees_reset(second)));
+}
+
+/// That one has no time like what waits for an answer: nobody was asked yet.
+#[test]
+fn socket_for_the_loopback_that_never_comes_is_not_waited_for() {
+    let mut sim = published(Splice::Auto, LOCAL_SERVICE);
+    sim.net
+        .answer(addr(SERVICE), ConnectAnswer::FailLater(libc::ECONNREFUSED));
+    let client = client(&sim, LOCAL);
+    assert!(sim.run(seconds(1), |sim| sim.net.connections().len() > 1));
+    sim.net.set_inside(Inside::Silent);
+    assert!(sim.run(seconds(5), |sim| sim.net.server_sees_reset(client)));
+    at_rest(&mut sim);
 }
 
 #[test]

@@ -168,15 +168,15 @@ def ended_bulk(client, direction, errors):
 
 
 def told_sizes(stack):
-    """What the program has told last of its tables and queues."""
-    found = {}
+    """What the program has told last of its tables and queues, those of all its workers together."""
+    told = {}
     with open(os.path.join(stack.folder, "log")) as file:
         for line in file:
             if '"sizes"' in line:
                 fields = json.loads(line)["fields"]
-                found = {"flows": fields["flows"], "ready": fields["ready"], "engines": fields["engines"],
-                         "buffers_kb": fields["buffers"] / 1000}
-    return found
+                told[fields["worker"]] = {"flows": fields["flows"], "ready": fields["ready"],
+                                          "engines": fields["engines"], "buffers_kb": fields["buffers"] / 1000}
+    return {name: sum(one[name] for one in told.values()) for name in next(iter(told.values()), {})}
 
 
 def sizes(stack):

@@ -115,7 +115,7 @@ impl Host for BenchHost {
         Err(ErrorKind::Unsupported.into())
     }
 
-    fn give_inside_up(&mut self) {}
+    fn pass_over_inside(&mut self) {}
 
     fn pipe(&mut self) -> io::Result<NoPipe> {
         Err(ErrorKind::Unsupported.into())

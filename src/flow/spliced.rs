@@ -261,14 +261,35 @@ impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
             Ok(progress) => return progress,
             Err(error) => {
                 tracing::debug!(client = %self.client, guest = %self.guest, %error, "connection failed");
-                if let Phase::Open(joint) = std::mem::replace(&mut self.phase, Phase::Gone) {
-                    for side in joint.sides {
-                        side.socket.reset();
-                    }
-                }
+                self.fail();
             }
         }
         Progress::Gone
+    }
+
+    /// Resets both connections.
+    pub fn fail(&mut self) {
+        if let Phase::Open(joint) = std::mem::replace(&mut self.phase, Phase::Gone) {
+            for side in joint.sides {
+                side.socket.reset();
+            }
+        }
+    }
+
+    /// One side has failed, and the other has not got all that came before.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        matches!(&self.phase, Phase::Open(joint) if joint.failed.is_some())
+    }
+
+    /// The same, and it was not asked before.
+    pub fn begins_to_fail(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Open(joint) if joint.failed.is_some() => {
+                !std::mem::replace(&mut joint.failure_told, true)
+            }
+            Phase::Opening { .. } | Phase::Open(_) | Phase::Gone => false,
+        }
     }
 
     /// Bytes that went on, both ways, when it was last looked after.
@@ -313,6 +334,9 @@ struct Joint<S, P> {
     /// What came from the side of the same place.
     pipes: [Option<P>; 2],
     starved: bool,
+    /// Why the inner side takes nothing any more: what came from it goes to the client before both end.
+    failed: Option<io::Error>,
+    failure_told: bool,
     /// Bytes that went on when it was last looked after.
     moved: usize,
 }
@@ -385,6 +409,8 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
             sides: [Side::new(client), Side::new(inside)],
             pipes: [None, None],
             starved: false,
+            failed: None,
+            failure_told: false,
             moved: 0,
         }
     }
@@ -395,16 +421,24 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
     {
         let [client, inside] = &mut self.sides;
         let [inwards, outwards] = &mut self.pipes;
-        let carried_in = carry(host, client, inside, inwards);
-        if carried_in.is_err() {
-            // What takes nothing any more may have answered before.
-            (inside.failed, inside.readable) = (true, true);
+        let mut carried_in = (Left::Nothing, 0);
+        if self.failed.is_none() {
+            match carry(host, client, inside, inwards) {
+                Ok(carried) => carried_in = carried,
+                Err(error) => {
+                    // What takes nothing any more may have answered before.
+                    (inside.failed, inside.readable) = (true, true);
+                    self.failed = Some(error);
+                }
+            }
         }
-        let mut carried_out = carry(host, inside, client, outwards);
-        while inside.failed && matches!(carried_out, Ok((Left::More, _))) {
-            carried_out = carry(host, inside, client, outwards);
+        let carried_out = carry(host, inside, client, outwards)?;
+        let held = outwards.as_ref().is_some_and(|pipe| pipe.held() > 0);
+        let said_all = carried_out.0 != Left::More && !held;
+        if let Some(error) = self.failed.take_if(|_| said_all) {
+            return Err(error);
         }
-        let carried = [carried_in?, carried_out?];
+        let carried = [carried_in, carried_out];
         let left = carried.map(|(left, _)| left);
         self.moved = carried.iter().map(|(_, moved)| moved).sum();
         client.check()?;

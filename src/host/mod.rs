@@ -198,8 +198,8 @@ pub trait Host {
     /// when the guest has not got that address, or no port was found; what `connect(2)` reports at once.
     fn tcp_connect_inside(&mut self, token: Token, to: SocketAddr) -> io::Result<Self::Tcp>;
 
-    /// Nobody answers who could open sockets inside: from now on there is no way there.
-    fn give_inside_up(&mut self);
+    /// Nobody has answered in time who could open sockets inside: until somebody does there is no way there.
+    fn pass_over_inside(&mut self);
 
     /// Takes a pipe, which is empty.
     ///

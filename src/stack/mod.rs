@@ -370,7 +370,7 @@ impl<H: Host> Stack<H> {
         (self.engines.held(), self.engines.in_use())
     }
 
-    /// Says in the log what is held at this moment, and what became of frames so far.
+    /// Says in the log what this worker holds at this moment, and what became of its frames so far.
     pub fn tell_sizes(&self) {
         let (buffers, engines) = self.buffers();
         let Counters {
@@ -381,9 +381,12 @@ impl<H: Host> Stack<H> {
             flows_opened,
             flows_refused,
             flows_abandoned,
+            flows_spliced,
+            bytes_spliced,
             ..
         } = self.counters;
         tracing::debug!(
+            worker = self.share.place.index,
             flows = self.flows(),
             ready = self.ready.len(),
             engines,
@@ -396,6 +399,8 @@ impl<H: Host> Stack<H> {
             flows_opened,
             flows_refused,
             flows_abandoned,
+            flows_spliced,
+            bytes_spliced,
             "sizes"
         );
     }

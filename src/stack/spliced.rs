@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const LOOPBACK_PATIENCE: Duration = Duration::from_secs(75);
 /// An open connection needs no looking after.
 const OPEN: Duration = Duration::from_secs(3600);
+/// How long what the guest's side had sent before it failed may take to the client.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 /// When a flow without a pipe looks for one again.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -83,11 +85,7 @@ impl<H: Host> Stack<H> {
     fn after_opening(&mut self, turn: &mut Turn<'_, H>, token: Token, opening: Opening) {
         let now = turn.now;
         match opening {
-            Opening::Pending => self.note_wait(turn, token),
-            Opening::Loopback => {
-                self.table.set_deadline(token, now + LOOPBACK_PATIENCE);
-                self.note_wait(turn, token);
-            }
+            Opening::Pending | Opening::Loopback => self.note_wait(turn, token),
             Opening::Open => {
                 let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
                     return;
@@ -118,13 +116,14 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    /// Counts a flow among those that wait for their other end, from when it does.
+    /// Counts a flow among those that wait for their other end, from when it does, and gives that its time.
     fn note_wait(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         let begins = match self.table.get_mut(token) {
             Some(Flow::Spliced(flow)) => flow.begins_to_wait(),
             _ => false,
         };
         if begins {
+            self.table.set_deadline(token, turn.now + LOOPBACK_PATIENCE);
             self.limit_half_open(turn, BegunBy::Client);
             self.table.set_half_open(turn.now, token, BegunBy::Client);
         }
@@ -132,9 +131,14 @@ impl<H: Host> Stack<H> {
 
     /// A flow's deadline has come.
     pub(super) fn spliced_overdue(&mut self, turn: &mut Turn<'_, H>, token: Token) {
-        let Some(Flow::Spliced(flow)) = self.table.get(token) else {
+        let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
             return;
         };
+        if flow.is_failing() {
+            flow.fail();
+            self.table.remove(token);
+            return;
+        }
         if flow.is_open() {
             self.table.set_deadline(token, turn.now + OPEN);
             self.make_ready(token);
@@ -142,7 +146,7 @@ impl<H: Host> Stack<H> {
         }
         let (opening, without_socket) = flow.give_up();
         if without_socket {
-            turn.host.give_inside_up();
+            turn.host.pass_over_inside();
         }
         self.after_opening(turn, token, opening);
     }
@@ -165,6 +169,9 @@ impl<H: Host> Stack<H> {
             Progress::More => self.make_ready(token),
             Progress::Idle if flow.is_starved() => {
                 self.table.set_deadline(token, turn.now + PAUSE);
+            }
+            Progress::Idle if flow.begins_to_fail() => {
+                self.table.set_deadline(token, turn.now + LAST_WORDS);
             }
             Progress::Idle => {}
             Progress::Closed | Progress::Left | Progress::Gone => {

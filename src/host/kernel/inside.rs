@@ -2,8 +2,8 @@
 //! (`setup/opener.rs`): our end of the line, and a small stock.
 //!
 //! Comes in: sockets, some at a time. Goes out: one for each that asks, at once or with an event that says
-//! when to ask again. Never waits. When the opener is gone or says nothing, there is no way inside any more;
-//! whoever asks is told so and goes another way.
+//! when to ask again. Never waits. When the opener is gone, there is no way inside any more, and while it says nothing there is
+//! none for the time being; whoever asks is told so and goes another way.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -29,6 +29,8 @@ pub const fn request(ipv6: bool) -> u8 {
 #[derive(Debug, Default)]
 pub(super) struct Inside {
     line: Option<UnixStream>,
+    /// The other end has let somebody wait in vain, and said nothing since.
+    silent: bool,
     ipv4: Stock,
     ipv6: Stock,
     buffer: Vec<u8>,
@@ -93,7 +95,7 @@ impl Inside {
     pub(super) fn take(&mut self, ipv6: bool, token: Token) -> io::Result<OwnedFd> {
         let socket = self.stock(ipv6).take(token);
         if socket.is_none() {
-            if self.line.is_none() {
+            if self.line.is_none() || self.silent {
                 return Err(ErrorKind::Unsupported.into());
             }
             self.stock(ipv6).waiting.push_back(token);
@@ -129,6 +131,9 @@ impl Inside {
             let received = fd::try_receive_all(line, &mut self.buffer);
             match (received, self.buffer.first()) {
                 (Ok(mut sockets), Some(&family)) => {
+                    if std::mem::take(&mut self.silent) {
+                        tracing::info!("sockets are opened inside again");
+                    }
                     let ipv6 = family == request(true);
                     // Their numbers rise, so those of the reserve are the last.
                     let free = sockets.iter().filter(|socket| !reserve.holds(*socket));
@@ -157,6 +162,16 @@ impl Inside {
         stock.tell(events);
         if !stock.waiting.is_empty() {
             self.ask(ipv6);
+        }
+    }
+
+    /// There is no way until the other end says something; whoever waits is told so.
+    pub(super) fn pass_over(&mut self, events: &mut Vec<Event>) {
+        if self.line.is_some() && !std::mem::replace(&mut self.silent, true) {
+            tracing::warn!("nobody answers inside: published ports lead over the tap meanwhile");
+        }
+        for stock in [&mut self.ipv4, &mut self.ipv6] {
+            events.extend(stock.waiting.drain(..).map(|token| told(token, true)));
         }
     }
 

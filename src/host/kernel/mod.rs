@@ -337,9 +337,8 @@ impl Host for KernelHost {
         Ok(socket)
     }
 
-    fn give_inside_up(&mut self) {
-        tracing::warn!("nobody answers inside: published ports lead over the tap");
-        self.inside.give_up(&mut self.own_events);
+    fn pass_over_inside(&mut self) {
+        self.inside.pass_over(&mut self.own_events);
     }
 
     fn pipe(&mut self) -> io::Result<KernelPipe> {

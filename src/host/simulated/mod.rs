@@ -196,7 +196,7 @@ impl Host for SimulatedHost {
         self.tcp_connect(token, to, Marks::default())
     }
 
-    fn give_inside_up(&mut self) {
+    fn pass_over_inside(&mut self) {
         let mut state = self.state.borrow_mut();
         state.inside = Inside::Nowhere;
         state.answer_inside(true);
