@@ -18,7 +18,7 @@ use tapgate::net::parse::{self, Frame, Packet, Transport};
 
 use support::alloc::allocations;
 use support::guest::{GuestTcp, MSS, OFFLOADED, VOUCHED_FOR, WINDOW, capabilities, datagram};
-use support::host::{CHARGEN, DISCARD, ECHO};
+use support::host::{CHARGEN, DISCARD, ECHO, SLOW};
 use support::{Bed, LINK};
 
 /// Payload of a segment of somebody who types, or plays.
@@ -54,8 +54,13 @@ struct Upload {
 
 impl Upload {
     fn new(payload: usize, meta: RxMeta) -> Self {
+        Self::to(DISCARD, payload, meta)
+    }
+
+    /// To the service at that port.
+    fn to(port: u16, payload: usize, meta: RxMeta) -> Self {
         let mut bed = Bed::new(capabilities(true));
-        let mut guest = GuestTcp::new(DISCARD, payload);
+        let mut guest = GuestTcp::new(port, payload);
         guest.connect(&mut bed);
         Self {
             bed,
@@ -70,7 +75,7 @@ impl Upload {
 
 impl Scenario for Upload {
     fn step(&mut self) -> usize {
-        let mut sent = 0;
+        let (mut sent, before) = (0, self.bed.host.taken());
         // The window opens with what has been sent.
         while sent < self.segments && self.guest.may_send() {
             self.guest.send(&mut self.bed, self.meta);
@@ -81,7 +86,11 @@ impl Scenario for Upload {
         if !self.guest.is_acknowledged() {
             self.bed.rest(ACK_DELAY, |frame| self.guest.see(frame));
         }
-        assert!(self.guest.is_acknowledged(), "the host took all of it");
+        assert!(self.guest.is_acknowledged(), "all of it came");
+        while self.bed.host.taken() - before < sent * self.payload {
+            self.bed.ready();
+            self.bed.finish(|frame| self.guest.see(frame));
+        }
         sent
     }
 
@@ -94,6 +103,10 @@ impl Scenario for Upload {
 struct Download {
     bed: Bed,
     guest: GuestTcp,
+    /// It goes out of the host's socket into frames, past the ring.
+    ahead: bool,
+    /// Steps that may go by until it does.
+    turning: usize,
 }
 
 impl Download {
@@ -101,17 +114,29 @@ impl Download {
         let mut bed = Bed::new(capabilities(offload));
         let mut guest = GuestTcp::new(CHARGEN, 0);
         guest.connect(&mut bed);
-        Self { bed, guest }
+        Self {
+            bed,
+            guest,
+            ahead: offload,
+            turning: if offload { 10 } else { 0 },
+        }
     }
 }
 
 impl Scenario for Download {
     fn step(&mut self) -> usize {
-        let before = self.guest.heard();
+        let (before, discarded) = (self.guest.heard(), self.bed.host.discarded());
         let packets = self.guest.acknowledge(&mut self.bed);
         self.bed.finish(|frame| self.guest.see(frame));
         let came = usize::try_from(self.guest.heard().wrapping_sub(before));
+        if self.turning > 0 {
+            self.turning -= 1;
+            return packets;
+        }
         assert_eq!(came, Ok(WINDOW), "a window came, no more and no less");
+        let ahead = if self.ahead { WINDOW } else { 0 };
+        let went = self.bed.host.discarded() - discarded;
+        assert_eq!(went, ahead, "the way that it went");
         packets
     }
 
@@ -286,6 +311,14 @@ fn steady() -> Vec<(&'static str, Box<dyn Scenario>)> {
             "upload offloaded",
             Box::new(Upload::new(OFFLOADED, VOUCHED_FOR)),
         ),
+        (
+            "upload offloaded, slow host",
+            Box::new(Upload::to(SLOW, OFFLOADED, VOUCHED_FOR)),
+        ),
+        (
+            "upload, slow host",
+            Box::new(Upload::to(SLOW, MSS, VOUCHED_FOR)),
+        ),
         ("download", Box::new(Download::new(false))),
         ("download offloaded", Box::new(Download::new(true))),
         ("request-response", Box::new(RequestResponse::new())),
@@ -357,6 +390,11 @@ fn measure_all(criterion: &mut Criterion) {
         &mut group,
         "64 bytes a segment",
         Upload::new(SMALL, VOUCHED_FOR),
+    );
+    measure(
+        &mut group,
+        "64 KiB offload, slow host",
+        Upload::to(SLOW, OFFLOADED, VOUCHED_FOR),
     );
     group.finish();
 

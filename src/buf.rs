@@ -226,11 +226,35 @@ struct TxSlot {
     offload: Offload,
 }
 
+/// Room to write packets anew in on their way to a flow, kept from one to the next.
+#[derive(Debug, Default)]
+pub struct Scratch(Vec<Vec<u8>>);
+
+impl Scratch {
+    /// As many are in use at a time: a packet's rest, and that with other numbers.
+    const MOST: usize = 2;
+
+    /// An empty buffer.
+    pub fn take(&mut self) -> Vec<u8> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    /// Takes a buffer back.
+    pub fn put(&mut self, mut buffer: Vec<u8>) {
+        if self.0.len() < Self::MOST {
+            buffer.clear();
+            self.0.push(buffer);
+        }
+    }
+}
+
 /// Frames produced in one turn, packed one behind the other.
 pub struct TxBatch {
     storage: Box<[u8]>,
     frames: Vec<TxSlot>,
     used: usize,
+    /// What a turn's packets are written anew in.
+    pub scratch: Scratch,
 }
 
 impl TxBatch {
@@ -243,6 +267,7 @@ impl TxBatch {
             storage: vec![0; bytes].into_boxed_slice(),
             frames: Vec::with_capacity(frames.max(BULK_FRAMES) + CONTROL_RESERVE_FRAMES),
             used: 0,
+            scratch: Scratch::default(),
         }
     }
 

@@ -1,7 +1,8 @@
-//! A [`Host`] that allocates nothing and costs next to nothing, with three of the small services.
+//! A [`Host`] that allocates nothing and costs next to nothing, with three of the small services and a slow one.
 //!
 //! The port decides what a connection leads to: discard (RFC 863) swallows what is sent, chargen
-//! (RFC 864) has endless data, echo (RFC 862) gives back as many bytes as it got. One socket is open
+//! (RFC 864) has endless data, echo (RFC 862) gives back as many bytes as it got, and the slow one swallows a little
+//! each time that it is said to be ready. One socket is open
 //! at a time. What is received is written once, as the kernel would; what is sent is not read.
 
 use std::cell::{Cell, RefCell};
@@ -19,6 +20,10 @@ use tapgate::net::Marks;
 pub(crate) const ECHO: u16 = 7;
 pub(crate) const DISCARD: u16 = 9;
 pub(crate) const CHARGEN: u16 = 19;
+pub(crate) const SLOW: u16 = 10;
+
+/// What the slow service takes at a time, bytes.
+const SIP: usize = 40_000;
 
 /// Largest datagram that is echoed.
 const DATAGRAM: usize = 2048;
@@ -28,6 +33,14 @@ struct Server {
     token: Cell<Token>,
     /// Bytes that the echo service has yet to give back.
     pending: Cell<usize>,
+    /// Bytes that the slow service still takes.
+    room: Cell<usize>,
+    /// Bytes that all services took.
+    taken: Cell<usize>,
+    /// Bytes that were peeked at, and not received since.
+    peeked: Cell<usize>,
+    /// All that were received after that.
+    discarded: Cell<usize>,
     /// The guest's stream has ended.
     ended: Cell<bool>,
     /// The datagram that the echo service has yet to give back: to whom, how long, its bytes.
@@ -44,6 +57,10 @@ impl Default for BenchHost {
         let server = Server {
             token: Cell::new(Token(0)),
             pending: Cell::new(0),
+            room: Cell::new(0),
+            taken: Cell::new(0),
+            peeked: Cell::new(0),
+            discarded: Cell::new(0),
             ended: Cell::new(false),
             datagram: RefCell::new((None, 0, [0; DATAGRAM])),
         };
@@ -64,9 +81,25 @@ impl BenchHost {
         self.server.ended.get()
     }
 
+    /// Bytes that were taken from the guest.
+    pub(crate) fn taken(&self) -> usize {
+        self.server.taken.get()
+    }
+
+    /// Bytes that were received to nowhere, after they had been peeked at.
+    pub(crate) fn discarded(&self) -> usize {
+        self.server.discarded.get()
+    }
+
+    /// Its socket is about to be said to be ready.
+    pub(crate) fn refill(&self) {
+        self.server.room.set(SIP);
+    }
+
     fn open(&self, token: Token) -> Rc<Server> {
         self.server.token.set(token);
         self.server.pending.set(0);
+        self.server.peeked.set(0);
         self.server.ended.set(false);
         Rc::clone(&self.server)
     }
@@ -163,7 +196,16 @@ impl TcpSocket for BenchTcp {
             let pending = self.server.pending.get() + bytes.len();
             self.server.pending.set(pending);
         }
-        Ok(bytes.len())
+        let mut len = bytes.len();
+        if self.port == SLOW {
+            len = len.min(self.server.room.get());
+            self.server.room.set(self.server.room.get() - len);
+        }
+        if len == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.server.taken.set(self.server.taken.get() + len);
+        Ok(len)
     }
 
     fn recv(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
@@ -181,6 +223,30 @@ impl TcpSocket for BenchTcp {
         let pending = self.server.pending.get().saturating_sub(len);
         self.server.pending.set(pending);
         Ok(len)
+    }
+
+    fn begin_peeking(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn peek(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.port != CHARGEN {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        bytes.fill(b'x');
+        self.server
+            .peeked
+            .set(self.server.peeked.get() + bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn discard(&mut self, len: usize) -> io::Result<()> {
+        let left = self.server.peeked.get().checked_sub(len);
+        self.server
+            .peeked
+            .set(left.expect("no more than was peeked at"));
+        self.server.discarded.set(self.server.discarded.get() + len);
+        Ok(())
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {

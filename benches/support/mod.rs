@@ -31,7 +31,7 @@ const TX_BYTES: usize = 256 * 1024;
 /// A stack between a guest and a host that exist for the benchmark only.
 pub(crate) struct Bed {
     stack: Stack<BenchHost>,
-    host: BenchHost,
+    pub(crate) host: BenchHost,
     tx: TxBatch,
     now: Instant,
 }
@@ -68,6 +68,7 @@ impl Bed {
 
     /// The host's socket became ready; which way the service says that it stands for.
     pub(crate) fn ready(&mut self) {
+        self.host.refill();
         let event = Event {
             token: self.host.token(),
             readable: true,

@@ -197,7 +197,10 @@ impl Engine {
             let bytes_sent = length(bytes);
             self.withhold(bytes_sent);
             self.ahead.outstanding += bytes_sent;
-            self.ahead.note_read(bytes);
+            // What is little because the window is says nothing of the host.
+            if bytes < most {
+                self.ahead.note_read(bytes);
+            }
             self.ahead.due.get_or_insert(now + PATIENCE);
         }
         Some(sent)

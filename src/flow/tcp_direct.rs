@@ -90,10 +90,12 @@ impl Engine {
             make_shorter(short, header, rest.seq);
             self.segment(now, tx, &rest, short);
         } else {
-            let mut longer = headers.to_vec();
-            longer.extend(&payload[taken..]);
+            let mut longer = tx.scratch.take();
+            longer.extend_from_slice(headers);
+            longer.extend_from_slice(&payload[taken..]);
             make_shorter(&mut longer, header, rest.seq);
             self.segment(now, tx, &rest, &longer);
+            tx.scratch.put(longer);
         }
     }
 
@@ -157,15 +159,12 @@ impl Engine {
 
     /// Gives smoltcp a packet with the numbers that it expects there.
     pub(super) fn ingress(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
-        /// Packets up to this size are translated without asking for memory.
-        const USUAL: usize = 2048;
         let (skipped, withheld) = (self.line.sent.skipped, self.line.sent.withheld);
         if skipped == 0 && withheld == 0 && self.beyond_taken() == 0 {
             return self.hear(now, tx, packet);
         }
-        let mut translated = std::mem::take(&mut self.translated);
-        translated.clear();
-        translated.extend(packet);
+        let mut translated = tx.scratch.take();
+        translated.extend_from_slice(packet);
         let header = header_of(packet);
         let mut translate = |at: usize, to: &mut dyn FnMut(u32) -> u32| {
             if let Some(field) = translated[header + at..].first_chunk_mut() {
@@ -178,9 +177,7 @@ impl Engine {
             translate(ACKNOWLEDGEMENT, &mut |ack| self.translated_ack(ack));
         }
         self.hear(now, tx, &translated);
-        if translated.capacity() <= USUAL {
-            self.translated = translated;
-        }
+        tx.scratch.put(translated);
     }
 }
 

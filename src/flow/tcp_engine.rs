@@ -99,8 +99,6 @@ pub struct Engine {
     rx_pages: Pages,
     pub(super) ends: emit::Ends,
     pub(super) varied: bool,
-    /// A packet with other sequence numbers.
-    pub(super) translated: Vec<u8>,
     /// The guest is being asked whether it is still there, and has less time than else.
     pub(super) hurried: bool,
     /// Nobody is challenged before this time.
@@ -141,7 +139,6 @@ impl Engine {
                 dst: SocketAddr::new(local, 0),
             },
             varied: false,
-            translated: Vec::new(),
             hurried: false,
             challenge_at: None,
             repeats: false,
