@@ -59,7 +59,7 @@ static MEASURED: LazyLock<(String, Finished)> = LazyLock::new(|| {
     command.arg("--tapgate").arg(env!("CARGO_BIN_EXE_tapgate"));
     command.arg("--load").arg(&*LOAD);
     command.arg("--data").arg(&data);
-    let smallest = "--rounds 1 --seconds 0.2 --mtus 1500 --streams 2 --stream-mtus 1500 --sizes 64 \
+    let smallest = "--rounds 1 --seconds 0.2 --flood-seconds 0.2 --mtus 1500 --streams 2 --stream-mtus 1500 --sizes 64 \
                     --connections 5,10 --block 5 --wait 0.1 --open-limit 20 --starts 2";
     command.args(smallest.split_whitespace());
     let finished = Running::start(&mut command).finish(LIMIT);

@@ -61,7 +61,7 @@ def one_of(known, what):
 # Each stands for the setting of the same name; the lists of numbers are what is measured at.
 LISTS = {"mtus": "MTUs of the set mtu", "streams": "numbers of streams", "stream_mtus": "MTUs of streams and publish",
          "sizes": "bytes in a datagram", "connections": "numbers of idle connections"}
-NUMBERS = {"seconds": "length of each measurement", "wait": "seconds that idle connections are left alone",
+NUMBERS = {"seconds": "length of each measurement", "flood_seconds": "the same of datagrams, under which some collapse",  "wait": "seconds that idle connections are left alone",
            "open_limit": "seconds that opening them may take"}
 COUNTS = {"rounds": "rounds", "block": "idle connections whose rate is taken together",
           "starts": "starts of each kind"}
@@ -91,7 +91,8 @@ def parser():
     add_programs(taking)
     crowding = actions.add_parser("vm", help="take idle connections in a virtual machine", description=vm.__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-    crowding.add_argument("--kinds", type=one_of(KINDS, "kind"), default=list(vm.KINDS), metavar="KIND,...")
+    crowding.add_argument("--kinds", type=one_of(KINDS, "kind"), default=list(vm.KINDS), metavar="KIND,...",
+                          help="the others stay as they are in the file")
     for name, default in vm.SETTINGS.items():
         crowding.add_argument(option(name), type=KNOWN[name][0], metavar=KNOWN[name][1], default=default,
                               help=f"{KNOWN[name][2]} ({shown(default)})")

@@ -7,9 +7,10 @@ target is held. A figure that was not measured is None, never assumed.
 import statistics
 from dataclasses import dataclass
 
-from data import ratio
+from data import LESS_IS_BETTER, ratio
 
 PEERS = ("slirp4netns", "pasta")
+WORKERS, APART = "tapgate --workers 2", "tapgate --workers 2 pinned"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ def streams_over_one(way):
         where = {"mtu": 1500, "way": way}
         return ratio(data.values("streams", "tapgate", "gbit_per_s", streams=16, **where),
                      data.values("streams", "tapgate", "gbit_per_s", streams=1, **where))
+    return figure
+
+
+def with_workers(of_set, metric, kind=WORKERS, less=False, **where):
+    """tapgate with workers over tapgate with one, so that more is better."""
+    def figure(data):
+        many, one = (data.values(of_set, which, metric, **where) for which in (kind, "tapgate"))
+        return ratio(one, many) if less else ratio(many, one)
     return figure
 
 
@@ -123,6 +132,28 @@ def idle_connections(of_set, where):
     ]
 
 
+def workers():
+    """That a second loop costs nothing on a machine that has no use for it."""
+    named = [
+        *[(f"one stream, {way}", "mtu", "gbit_per_s", {"way": way, **SMALL}) for way in UP_DOWN],
+        *[(f"16 streams, {way}", "streams", "gbit_per_s", {"way": way, "streams": 16, **SMALL}) for way in UP_DOWN],
+        *[(f"processor time for a gigabyte, {way}", "mtu", "cpu_s_per_gb", {"way": way, **SMALL}) for way in UP_DOWN],
+        *[(f"port published on the host's loopback, {way}", "publish", "gbit_per_s",
+           {"way": way, "via": "loopback", **SMALL}) for way in IN_OUT],
+        *[(f"{protocol.upper()} round trip", "latency", "p50_us", {"protocol": protocol}) for protocol in ("tcp", "udp")],
+        ("connections a second", "rates", "connections_per_s", {}),
+        ("operations on 64 connections", "rates", "operations_per_s", {}),
+        *[(f"datagrams of {size} bytes", "datagrams", "echoed_per_s", {"size": size}) for size in (64, 1400)],
+        ("from start to ready", "start", "ready_ms", {}),
+        ("resident at rest", "start", "resident_kb", {}),
+    ]
+    apart = [Claim(f"`--workers 2` pinned apart over one, 16 streams, {way}", "streams",
+                   with_workers("streams", "gbit_per_s", APART, way=way, streams=16, **SMALL), 1) for way in UP_DOWN]
+    return [Claim(f"`--workers 2` over one, {name}", of_set,
+                  with_workers(of_set, metric, less=metric in LESS_IS_BETTER, **where), 0.9)
+            for name, of_set, metric, where in named] + apart
+
+
 CLAIMS = [
     Claim("MTU 1500 over slirp4netns, up", "mtu", against("mtu", "gbit_per_s", ("slirp4netns",), way="up", **SMALL), 25),
     Claim("MTU 1500 over slirp4netns, down", "mtu", against("mtu", "gbit_per_s", ("slirp4netns",), way="down", **SMALL), 10),
@@ -146,6 +177,7 @@ CLAIMS = [
     Claim("from start to ready", "start", absolute("start", "ready_ms"), 10, at_most=True, unit=" ms"),
     Claim("resident at rest", "start", absolute("start", "resident_kb", 1 / 1000), 8, at_most=True, unit=" MB"),
     *idle_connections("idle", ""),
+    *workers(),
     Claim("idle connections opened in a virtual machine, each with an echo", "crowd",
           most_idle("crowd", lambda record: record["opened"]), 50_000, unit=""),
     *idle_connections("crowd", " in a virtual machine"),

@@ -48,6 +48,19 @@ class Store:
         write_aside(self.path, encode(content))
 
 
+def with_other_kinds(found, path):
+    """What one run has found, and behind it what was found before of the kinds that it has not measured."""
+    if not os.path.exists(path):
+        return found
+    old, own = read(path), {record["kind"] for record in found["records"]}
+    others = [record for record in old["records"] if record["kind"] not in own]
+    numbers = sorted({record["run"] for record in others})
+    count = len(found["runs"])
+    others = [{**record, "run": count + numbers.index(record["run"])} for record in others]
+    return {**found, "runs": [*found["runs"], *(old["runs"][number] for number in numbers)],
+            "records": [*found["records"], *others]}
+
+
 def encode(content):
     """JSON with one record a line, so that a diff shows what changed."""
     lines = ['{"format": %d,' % content["format"]]

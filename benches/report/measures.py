@@ -85,7 +85,7 @@ def take_rates(lab, stack, _):
 
 def take_datagrams(lab, stack, point):
     with echo_server(lab):
-        found = load(lab, stack, "pps", point["size"], lab.settings["seconds"])
+        found = load(lab, stack, "pps", point["size"], lab.settings["flood_seconds"])
     yield {"sent_per_s": found["sent_per_s"], "echoed_per_s": found["echoed_per_s"]}
 
 
@@ -158,13 +158,13 @@ def take_start(lab, stack, point):
 class Set:
     """A row of points, how each is measured, and for which kinds there is something to measure."""
 
-    def __init__(self, points, take, without=()):
-        self.points, self.take, self.without = points, take, without
+    def __init__(self, points, take, without=(), pinned=False):
+        self.points, self.take, self.without, self.pinned = points, take, without, pinned
 
 
 SETS = {
     "mtu": Set(mtu_points, take_bulk),
-    "streams": Set(stream_points, take_bulk),
+    "streams": Set(stream_points, take_bulk, pinned=True),
     "publish": Set(publish_points, take_publish, without=ON_LOOPBACK),
     "latency": Set(latency_points, take_latency, without=("relay",)),
     "rates": Set(one_point, take_rates),
@@ -230,4 +230,5 @@ def bulk(lab, stack, command):
 def load(lab, stack, mode, *numbers):
     """Runs a client of the load generator inside; gives what it measured."""
     command = stack.inside([lab.programs["load"], mode, stack.gateway, stack.port(ECHO), *numbers])
-    return json.loads(lab.runner.run(command, limit=lab.settings["seconds"] + 20))
+    longest = max(lab.settings["seconds"], lab.settings.get("flood_seconds", 0))
+    return json.loads(lab.runner.run(command, limit=longest + 20))

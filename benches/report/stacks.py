@@ -28,6 +28,7 @@ BULK, ECHO, ECHO_PORTS, RELAYED = 5301, 5401, 8, 1000
 KINDS = ("host", "veth", "relay", "slirp4netns", "pasta", "tapgate")
 # Those that have no MTU to choose: the loopback's is theirs.
 ON_LOOPBACK = ("host", "relay")
+PINNED = "pinned"
 START_LIMIT = 15
 
 
@@ -163,13 +164,16 @@ class Veth(Stack):
 class Tapgate(Stack):
     """The program under test."""
 
-    options = ()
+    options, pinned = (), False
 
     def begin(self):
         ports = [f"--publish={address}:{PUBLISHED}:{PUBLISHED}" for address in (LOOPBACK, OTHER_ADDRESS)]
-        return self.start_with_ready_descriptor([
+        took = self.start_with_ready_descriptor([
             self.lab.programs["tapgate"], "attach", "--mtu", str(self.mtu), *ports, *self.options,
             "--ready-fd", "READY", str(self.guest.pid), "tap0"])
+        if self.pinned:
+            pin_apart(self.process.pid)
+        return took
 
 
 class Slirp4netns(Stack):
@@ -227,12 +231,26 @@ CLASSES = {"host": Host, "veth": Veth, "relay": Relay, "slirp4netns": Slirp4netn
 
 
 def make(lab, kind, mtu):
-    """A fresh stack of a kind; `tapgate OPTIONS` is tapgate with those options."""
+    """A fresh stack of a kind; `tapgate OPTIONS` is tapgate with those options, `pinned` last with each thread on a
+    processor of its own."""
     name, _, options = kind.partition(" ")
     made = CLASSES[name]
     if options:
-        made = type("TapgateWithOptions", (Tapgate,), {"options": tuple(shlex.split(options))})
+        words = [word for word in shlex.split(options) if word != PINNED]
+        made = type("TapgateWithOptions", (Tapgate,), {"options": tuple(words), "pinned": is_pinned(kind)})
     return made(lab, mtu)
+
+
+def is_pinned(kind):
+    return kind.split()[-1] == PINNED
+
+
+def pin_apart(pid):
+    """Leaves each thread of a process one processor, the next one to the next."""
+    processors = sorted(os.sched_getaffinity(0))
+    threads = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    for place, thread in enumerate(threads):
+        os.sched_setaffinity(thread, {processors[place % len(processors)]})
 
 
 def name_of(pid):

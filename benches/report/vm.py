@@ -89,8 +89,8 @@ def main(options):
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     found = signed(found, options, programs, accelerator)
-    data.write_aside(options.data, data.encode(found))
     summarise(found)
+    data.write_aside(options.data, data.encode(data.with_other_kinds(found, options.data)))
     return 0
 
 

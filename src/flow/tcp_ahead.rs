@@ -150,8 +150,8 @@ impl Engine {
         }
     }
 
-    /// Bytes that may be sent at once: up to the largest packet, in whole segments, within the guest's window. None
-    /// where not even one segment is.
+    /// Bytes that may be sent at once: up to the largest packet, in whole segments, or all that the guest's window has room
+    /// for. None where not even one segment is.
     pub(super) fn room_ahead(&self) -> Option<usize> {
         let left = self.reach()?.wrapping_sub(self.taken()).cast_signed();
         let left = usize::try_from(left).unwrap_or(0);

@@ -414,6 +414,20 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_documents_tell_how_many_there_are() {
+        let count = CALLS.len();
+        let security = include_str!("../../doc/security.md");
+        assert!(security.contains(&format!("{count} system calls allow")));
+        let promises = include_str!("../../doc/promises.md");
+        let opener = match OPENER.len() {
+            9 => "nine",
+            other => panic!("{other} of the opener's"),
+        };
+        assert!(promises.contains(&format!("({count} calls today, {opener} of the opener's;")));
+    }
+
+    #[test]
     fn the_list_becomes_a_filter() {
         assert!(program(CALLS).unwrap().len() > CALLS.len());
     }
