@@ -8,7 +8,8 @@
 use std::num::NonZeroU16;
 use std::ops::Range;
 
-pub use crate::sys::memory::{Pages, give_back, zeroed};
+pub(crate) use crate::sys::memory::Pages;
+pub use crate::sys::memory::{give_back, zeroed};
 
 /// Bytes of Ethernet header in front of every packet.
 pub const ETHERNET_HEADER: usize = 14;

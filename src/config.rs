@@ -180,7 +180,7 @@ pub struct Config {
     /// Limit on the buffers of TCP connections together, bytes; beyond it each has room for one segment.
     pub max_buffer_memory: usize,
     /// Address space that these buffers may take, used or not, bytes; a connection that moves has two
-    /// mebibytes of it.
+    /// mebibytes of it, so this also says how many move at a time.
     pub ring_space: usize,
     /// Ask the kernel for tap offloads; without, checksums and segmentation are done here.
     pub offload: bool,

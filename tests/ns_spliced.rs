@@ -24,7 +24,7 @@ use support::process::state_of;
 use support::serve::{self, accept};
 use support::slirp4netns::Api;
 use support::sockets::{Sockets, assert_answer_is_heard, assert_errno, ports_to_give, reset};
-use support::sys::raise_descriptor_limit;
+use support::sys::{raise_descriptor_limit, unacknowledged};
 use support::world::World;
 use support::{
     ANY, ANY6, GATEWAY, GUEST, GUEST6, LOOPBACK, LOOPBACK6, SOON, WORLD_A, at, wait_until,
@@ -263,6 +263,35 @@ fn answer_before_the_end_of_an_upload_is_heard() {
         let (outside, inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
         assert_answer_is_heard(outside, inside, round % 2 == 0);
     }
+}
+
+/// All of it has left the server, whose end is a reset then: most lies where the client's system has no room for it yet.
+#[test]
+fn long_answer_before_the_end_of_an_upload_reaches_who_reads_late() {
+    const ANSWER: usize = 1 << 20;
+    let net = Net::up(&["-p", "8080:80"]);
+    let listener = listener(&net);
+    let (mut outside, mut inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+    assert_carries(&mut outside, &mut inside, b"request");
+    let answer: Vec<u8> = (0..=250).cycle().take(ANSWER).collect();
+    inside.write_all(&answer).unwrap();
+    wait_until("the answer to leave", SOON, || {
+        (unacknowledged(&inside) == 0).then_some(())
+    });
+    outside.write_all(b"what is not read").unwrap();
+    wait_until("it to arrive", SOON, || {
+        (inside.peek(&mut [0; 100]).unwrap() > 0).then_some(())
+    });
+    drop(inside);
+    // Tapgate hears of the reset by what it sends on.
+    outside.write_all(b"nor this").unwrap();
+    let mut heard: Vec<u8> = Vec::new();
+    let mut piece = vec![0; 16 * 1024];
+    while let Ok(len @ 1..) = outside.read(&mut piece) {
+        heard.extend(&piece[..len]);
+    }
+    assert_eq!(heard.len(), ANSWER);
+    assert!(heard == answer);
 }
 
 #[test]

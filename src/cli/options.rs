@@ -159,7 +159,10 @@ impl Options {
     /// list.
     #[must_use]
     pub fn config(&self, memory: Memory) -> Config {
-        let mut fitting = Config::default();
+        let mut fitting = Config {
+            mtu: self.mtu,
+            ..Config::default()
+        };
         fitting.fit(memory);
         let plan = self.plan();
         Config {

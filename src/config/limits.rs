@@ -10,14 +10,21 @@ use super::{Config, DEFAULT_MAX_BUFFER_MEMORY, DEFAULT_MAX_FLOWS, MIN_MAX_BUFFER
 /// Resident memory of all our processes together at rest, and what the kernel holds for them, bytes: twice
 /// what was measured.
 const AT_REST: u64 = 16 << 20;
-/// What a flow costs, bytes, while buffers hold all that they may together: 1 KiB here, and in the kernel a socket, its file
-/// and its place in an epoll set (5 KiB were measured on Linux 6.18), an engine, and of its rings what has room even so
-/// (`flow/tcp_open.rs`, `LITTLE`), a segment each way and the rest of each one's last page.
-const FLOW: u64 = 24 << 10;
+/// What a flow at rest costs, bytes: 1 KiB here, and in the kernel a socket, its file and its place in an epoll set. Two
+/// thirds of this were measured on Linux 6.18.
+const FLOW: u64 = 8 << 10;
+/// What a flow costs beside that while it moves and buffers hold all that they may together, bytes: an engine, a page that
+/// tells the kernel of its rings, and of these what has room even so (`flow/tcp_open.rs`, `LITTLE`), whole pages.
+const ENGINE: u64 = 24 << 10;
+/// A segment each way, which always has room, fits this beside that at an MTU of 1500; each byte more is needed twice.
+const USUAL_MTU: u64 = 1500;
 /// The part of it that is of this process's address space, tables that double included.
 const FLOW_HERE: u64 = 4 << 10;
+/// Address space of one that moves ([`Config::ring_space`]).
+const ENGINE_SPACE: usize = 2 << 20;
 /// The least that is of any use.
 const LEAST_FLOWS: u64 = 64;
+const LEAST_ENGINES: usize = 8;
 
 /// The memory that this process may have; none where it has no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,20 +36,23 @@ pub struct Memory {
 }
 
 impl Config {
-    /// Lets the limits follow the memory that there is: a quarter for buffers and the rest for flows of what a control
-    /// group leaves, half for rings and a quarter for flows of the address space.
+    /// Lets the limits follow the memory that there is: half for flows, a quarter for buffers and a quarter for what
+    /// flows that move hold beyond that limit, of what a control group leaves; half for rings and a quarter for flows of the
+    /// address space. The MTU must be there.
     pub fn fit(&mut self, memory: Memory) {
         let (mut flows, mut buffers) = (u64::from(DEFAULT_MAX_FLOWS), DEFAULT_MAX_BUFFER_MEMORY);
         if let Some(resident) = memory.resident {
             let free = resident.saturating_sub(AT_REST);
-            let least = MIN_MAX_BUFFER_MEMORY as u64;
-            let for_buffers = (free / 4).clamp(least, buffers as u64);
-            buffers = usize::try_from(for_buffers).unwrap_or(buffers);
-            flows = flows.min(free.saturating_sub(for_buffers) / FLOW);
+            flows = flows.min(free / 2 / FLOW);
+            buffers = buffers.min(usize::try_from(free / 4).unwrap_or(buffers));
+            let engine = ENGINE + 2 * u64::from(self.mtu).saturating_sub(USUAL_MTU);
+            let engines = usize::try_from(free / 4 / engine).unwrap_or(usize::MAX);
+            self.ring_space = engines.max(LEAST_ENGINES).saturating_mul(ENGINE_SPACE);
         }
         if let Some(space) = memory.address_space {
             flows = flows.min(space / 4 / FLOW_HERE);
-            self.ring_space = usize::try_from(space / 2).unwrap_or(usize::MAX);
+            let space = usize::try_from(space / 2).unwrap_or(usize::MAX);
+            self.ring_space = self.ring_space.min(space);
         }
         self.max_flows = u32::try_from(flows.max(LEAST_FLOWS)).unwrap_or(DEFAULT_MAX_FLOWS);
         self.max_buffer_memory = buffers.max(MIN_MAX_BUFFER_MEMORY);
@@ -74,9 +84,12 @@ mod tests {
     fn limits_follow_memory() {
         let most = (DEFAULT_MAX_FLOWS, DEFAULT_MAX_BUFFER_MEMORY, usize::MAX);
         assert_eq!(fitted(Memory::default()), most);
-        assert_eq!(fitted(resident(4 << 30)), most);
-        assert_eq!(fitted(resident(64 << 20)), (1536, 12 << 20, usize::MAX));
-        assert_eq!(fitted(resident(0)), (64, 1 << 20, usize::MAX));
+        let (flows, buffers, rings) = fitted(resident(4 << 30));
+        assert_eq!((flows, buffers), (most.0, most.1));
+        assert!(rings > 20_000 * ENGINE_SPACE);
+        let rings = |engines| engines * ENGINE_SPACE;
+        assert_eq!(fitted(resident(64 << 20)), (3072, 12 << 20, rings(512)));
+        assert_eq!(fitted(resident(0)), (64, 1 << 20, rings(LEAST_ENGINES)));
         let space = Memory {
             address_space: Some(40 << 20),
             ..Memory::default()
@@ -87,11 +100,19 @@ mod tests {
 
     #[test]
     fn what_is_promised_is_there() {
-        for mebibytes in 19..4096 {
+        for (mebibytes, mtu) in (24..4096).flat_map(|mib| [(mib, 1500), (mib, 65_520)]) {
             let free = (mebibytes << 20) - AT_REST;
-            let (flows, buffers, _) = fitted(resident(mebibytes << 20));
-            let buffers = u64::try_from(buffers).unwrap();
-            assert!(u64::from(flows) * FLOW + buffers <= free, "{mebibytes} MiB");
+            let mut config = Config {
+                mtu,
+                ..Config::default()
+            };
+            config.fit(resident(mebibytes << 20));
+            let [buffers, engines] = [config.max_buffer_memory, config.ring_space / ENGINE_SPACE];
+            // What doc/architecture.md says that a flow has room for at the limit, in whole pages.
+            let segments = 2 * u64::from(mtu).next_multiple_of(4096);
+            let held = engines as u64 * ((8 << 10) + segments) + buffers as u64;
+            let flows = u64::from(config.max_flows) * FLOW;
+            assert!(flows + held <= free, "{mebibytes} MiB, MTU {mtu}");
         }
     }
 }

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::tcp::Progress;
 use super::tcp_open::is_end;
 use crate::host::{Event, Host, Pipe, TcpSocket, Token};
+use crate::net::Instant;
 
 /// Set in the tokens of the inner socket, beside those of the flow.
 const INSIDE: u64 = 1 << 62;
@@ -62,6 +63,10 @@ pub struct SplicedFlow<S, P> {
     guest: SocketAddr,
     /// It was said once that it waits.
     waits: bool,
+    /// Bytes that went on, both ways, when it was last looked after.
+    moved: usize,
+    /// Until when the client may take what the other side has said before it failed.
+    words_until: Option<Instant>,
     phase: Phase<S, P>,
 }
 
@@ -84,6 +89,8 @@ impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
             client,
             guest,
             waits: false,
+            moved: 0,
+            words_until: None,
             phase: Phase::Opening {
                 socket,
                 inside: None,
@@ -256,7 +263,9 @@ impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
         let Phase::Open(joint) = &mut self.phase else {
             return Progress::Idle;
         };
-        match joint.pump(host) {
+        let pumped = joint.pump(host);
+        self.moved = joint.moved;
+        match pumped {
             Ok(Progress::Gone) => {}
             Ok(progress) => return progress,
             Err(error) => {
@@ -276,29 +285,17 @@ impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
         }
     }
 
-    /// One side has failed, and the other has not got all that came before.
-    #[must_use]
-    pub fn is_failing(&self) -> bool {
-        matches!(&self.phase, Phase::Open(joint) if joint.failed.is_some())
-    }
-
-    /// The same, and it was not asked before.
-    pub fn begins_to_fail(&mut self) -> bool {
-        match &mut self.phase {
-            Phase::Open(joint) if joint.failed.is_some() => {
-                !std::mem::replace(&mut joint.failure_told, true)
-            }
-            Phase::Opening { .. } | Phase::Open(_) | Phase::Gone => false,
-        }
+    /// Where one side has failed, and the other has not got all that came before: until when that may take. It is
+    /// `until` where it was not asked before.
+    pub fn last_words(&mut self, until: Instant) -> Option<Instant> {
+        let failing = matches!(&self.phase, Phase::Open(joint) if joint.failed.is_some());
+        failing.then(|| *self.words_until.get_or_insert(until))
     }
 
     /// Bytes that went on, both ways, when it was last looked after.
     #[must_use]
     pub const fn moved(&self) -> usize {
-        match &self.phase {
-            Phase::Open(joint) => joint.moved,
-            Phase::Opening { .. } | Phase::Gone => 0,
-        }
+        self.moved
     }
 
     /// No pipe was to be had: it waits for one.
@@ -336,7 +333,6 @@ struct Joint<S, P> {
     starved: bool,
     /// Why the inner side takes nothing any more: what came from it goes to the client before both end.
     failed: Option<io::Error>,
-    failure_told: bool,
     /// Bytes that went on when it was last looked after.
     moved: usize,
 }
@@ -353,6 +349,8 @@ struct Side<S> {
     look_for_error: bool,
     /// It has told of an error, which it does once: afterwards its stream looks as if it had ended in order.
     failed: bool,
+    /// What it has failed by, where nobody has been told.
+    lost: Option<io::Error>,
     /// It has sent its end of stream, and that was passed on.
     ended: bool,
 }
@@ -368,6 +366,7 @@ impl<S> Side<S> {
             error: false,
             look_for_error: false,
             failed: false,
+            lost: None,
             ended: false,
         }
     }
@@ -382,8 +381,11 @@ impl<S> Side<S> {
 }
 
 impl<S: TcpSocket> Side<S> {
-    /// A reset that came after the end of stream.
+    /// An error that reading has met, or a reset that came after the end of stream.
     fn check(&mut self) -> io::Result<()> {
+        if let Some(error) = self.lost.take() {
+            return Err(error);
+        }
         if !std::mem::take(&mut self.look_for_error) {
             return Ok(());
         }
@@ -410,7 +412,6 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
             pipes: [None, None],
             starved: false,
             failed: None,
-            failure_told: false,
             moved: 0,
         }
     }
@@ -421,28 +422,32 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
     {
         let [client, inside] = &mut self.sides;
         let [inwards, outwards] = &mut self.pipes;
-        let mut carried_in = (Left::Nothing, 0);
+        self.moved = 0;
+        let mut left_in = Left::Nothing;
         if self.failed.is_none() {
-            match carry(host, client, inside, inwards) {
-                Ok(carried) => carried_in = carried,
+            match carry(host, client, inside, inwards, &mut self.moved) {
+                Ok(left) => left_in = left,
                 Err(error) => {
                     // What takes nothing any more may have answered before.
                     (inside.failed, inside.readable) = (true, true);
                     self.failed = Some(error);
                 }
             }
+            client.check()?;
         }
-        let carried_out = carry(host, inside, client, outwards)?;
+        let left_out = carry(host, inside, client, outwards, &mut self.moved)?;
+        if let Err(error) = inside.check() {
+            self.failed.get_or_insert(error);
+        }
         let held = outwards.as_ref().is_some_and(|pipe| pipe.held() > 0);
-        let said_all = carried_out.0 != Left::More && !held;
-        if let Some(error) = self.failed.take_if(|_| said_all) {
+        let said_all = left_out == Left::Nothing && !held;
+        if let Some(error) = self
+            .failed
+            .take_if(|_| said_all && client.socket.has_delivered())
+        {
             return Err(error);
         }
-        let carried = [carried_in, carried_out];
-        let left = carried.map(|(left, _)| left);
-        self.moved = carried.iter().map(|(_, moved)| moved).sum();
-        client.check()?;
-        inside.check()?;
+        let left = [left_in, left_out];
         self.starved = left.contains(&Left::Starved);
         Ok(if client.ended && inside.ended {
             Progress::Gone
@@ -454,26 +459,27 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
     }
 }
 
-/// Carries one direction: an empty pipe is filled, and drained again at once. Gives what is left to do and the bytes
-/// that went on.
+/// Carries one direction: an empty pipe is filled, and drained again at once. Gives what is left to do, and adds the bytes
+/// that went on to `sum`. An error is the other side's: one that reading has met stays with the side that is read.
 fn carry<H: Host>(
     host: &mut H,
     from: &mut Side<H::Tcp>,
     to: &mut Side<H::Tcp>,
     held: &mut Option<H::Pipe>,
-) -> io::Result<(Left, usize)> {
-    let mut moved = 0;
+    sum: &mut usize,
+) -> io::Result<Left> {
+    let before = *sum;
     let left = loop {
         if let Some(pipe) = held {
-            moved += drain(pipe, to)?;
+            drain(pipe, to, sum)?;
             if pipe.held() > 0 {
-                return Ok((Left::Nothing, moved));
+                return Ok(Left::Nothing);
             }
         }
         if !from.readable || from.ended {
             break Left::Nothing;
         }
-        if moved >= BUDGET {
+        if *sum - before >= BUDGET {
             break Left::More;
         }
         let pipe = match held {
@@ -482,7 +488,7 @@ fn carry<H: Host>(
                 Ok(pipe) => held.insert(pipe),
                 Err(error) => {
                     tracing::debug!(%error, "no pipe");
-                    return Ok((Left::Starved, moved));
+                    return Ok(Left::Starved);
                 }
             },
         };
@@ -500,25 +506,28 @@ fn carry<H: Host>(
                 from.urgent = false;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => {
+                (from.failed, from.readable) = (true, false);
+                from.lost = Some(error);
+                break Left::Nothing;
+            }
         }
     };
     if let Some(pipe) = held.take() {
         host.return_pipe(pipe);
     }
-    Ok((left, moved))
+    Ok(left)
 }
 
-/// Gives on what a pipe holds, as far as it is taken.
-fn drain<S, P: Pipe<S>>(pipe: &mut P, to: &mut Side<S>) -> io::Result<usize> {
-    let mut moved = 0;
+/// Gives on what a pipe holds, as far as it is taken, and adds that to `sum`.
+fn drain<S, P: Pipe<S>>(pipe: &mut P, to: &mut Side<S>, sum: &mut usize) -> io::Result<()> {
     while to.writable && pipe.held() > 0 {
         match pipe.drain(&mut to.socket) {
-            Ok(len) => moved += len,
+            Ok(len) => *sum += len,
             Err(error) if error.kind() == ErrorKind::WouldBlock => to.writable = false,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(moved)
+    Ok(())
 }

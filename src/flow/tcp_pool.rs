@@ -95,8 +95,8 @@ impl EnginePool {
 
     /// Takes an engine back whose connection is over or rests.
     pub fn put(&mut self, engine: Box<Engine>) {
-        let small = engine.extent.held() <= WARM_BYTES && !self.budget.is_scarce();
-        if small && self.warm.len() < WARM {
+        let small = engine.extent.held() <= WARM_BYTES && engine.extent.is_from_start();
+        if small && !self.budget.is_scarce() && self.warm.len() < WARM {
             self.warm.push(engine);
         }
     }

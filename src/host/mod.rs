@@ -291,7 +291,12 @@ pub trait TcpSocket {
     /// When the connection is gone.
     fn shutdown_write(&mut self) -> io::Result<()>;
 
-    /// Closes with a RST instead of a FIN.
+    /// The other end's system has acknowledged all that was sent: nothing would be lost by a reset.
+    fn has_delivered(&self) -> bool {
+        true
+    }
+
+    /// Closes with a RST instead of a FIN. What the other end's system has not acknowledged is lost.
     fn reset(self);
 
     /// What became possible by the last calls though no event will say so.

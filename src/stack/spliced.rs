@@ -26,7 +26,7 @@ const LOOPBACK_PATIENCE: Duration = Duration::from_secs(75);
 const OPEN: Duration = Duration::from_secs(3600);
 /// How long what the guest's side had sent before it failed may take to the client.
 const LAST_WORDS: Duration = Duration::from_secs(30);
-/// When a flow without a pipe looks for one again.
+/// When a flow without a pipe looks for one again, and one of which a side has failed whether the other has it all.
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl<H: Host> Stack<H> {
@@ -85,7 +85,12 @@ impl<H: Host> Stack<H> {
     fn after_opening(&mut self, turn: &mut Turn<'_, H>, token: Token, opening: Opening) {
         let now = turn.now;
         match opening {
-            Opening::Pending | Opening::Loopback => self.note_wait(turn, token),
+            Opening::Pending => self.note_wait(turn, token),
+            Opening::Loopback => {
+                // For a socket, if there is none yet.
+                self.table.set_deadline(token, now + PATIENCE);
+                self.note_wait(turn, token);
+            }
             Opening::Open => {
                 let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
                     return;
@@ -134,12 +139,13 @@ impl<H: Host> Stack<H> {
         let Some(Flow::Spliced(flow)) = self.table.get_mut(token) else {
             return;
         };
-        if flow.is_failing() {
-            flow.fail();
-            self.table.remove(token);
-            return;
-        }
         if flow.is_open() {
+            let until = flow.last_words(turn.now + LAST_WORDS);
+            if until.is_some_and(|until| turn.now >= until) {
+                flow.fail();
+                self.table.remove(token);
+                return;
+            }
             self.table.set_deadline(token, turn.now + OPEN);
             self.make_ready(token);
             return;
@@ -165,13 +171,14 @@ impl<H: Host> Stack<H> {
         let moved = flow.moved() as u64;
         self.counters.bytes_spliced += moved;
         self.spliced_most = self.spliced_most.max(moved);
+        // No event tells of what the client's system acknowledges.
+        let last_words = flow.last_words(turn.now + LAST_WORDS);
         match progress {
             Progress::More => self.make_ready(token),
-            Progress::Idle if flow.is_starved() => {
-                self.table.set_deadline(token, turn.now + PAUSE);
-            }
-            Progress::Idle if flow.begins_to_fail() => {
-                self.table.set_deadline(token, turn.now + LAST_WORDS);
+            Progress::Idle if flow.is_starved() || last_words.is_some() => {
+                let next = turn.now + PAUSE;
+                let next = last_words.map_or(next, |until| until.min(next));
+                self.table.set_deadline(token, next);
             }
             Progress::Idle => {}
             Progress::Closed | Progress::Left | Progress::Gone => {

@@ -111,7 +111,7 @@ pub fn zeroed(len: usize) -> Option<Vec<u8>> {
 
 /// Where a block of memory lies that somebody else owns, and goes on using.
 #[derive(Debug)]
-pub struct Pages {
+pub(crate) struct Pages {
     start: usize,
     len: usize,
 }
@@ -119,7 +119,7 @@ pub struct Pages {
 impl Pages {
     /// Those of a block that lives for as long as this is used.
     #[must_use]
-    pub fn of(block: &mut [u8]) -> Self {
+    pub(crate) fn of(block: &mut [u8]) -> Self {
         Self {
             start: block.as_mut_ptr().expose_provenance(),
             len: block.len(),
@@ -128,7 +128,7 @@ impl Pages {
 
     /// Gives back the pages that lie wholly within some bytes of the block (madvise(2), `MADV_DONTNEED`): these are zero
     /// from now on. Nobody may look at the block meanwhile, which who has the owner for himself sees to.
-    pub fn give_back(&mut self, bytes: Range<usize>) {
+    pub(crate) fn give_back(&mut self, bytes: Range<usize>) {
         let page = page_size();
         let end = bytes.end.min(self.len);
         let first = (self.start + bytes.start).next_multiple_of(page);

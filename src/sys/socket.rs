@@ -104,14 +104,40 @@ pub fn clamp_window(socket: BorrowedFd<'_>, most: usize) -> io::Result<()> {
 /// # Errors
 /// When the descriptor is no TCP socket; `Unsupported` where the kernel is older.
 pub fn least_round_trip(socket: BorrowedFd<'_>) -> io::Result<u32> {
-    /// Of `tcpi_min_rtt` in `struct tcp_info`, which only grows at its end.
+    /// Of `tcpi_min_rtt`.
     const PLACE: usize = 148;
-    let mut info = [0; PLACE + 4];
+    tcp_info(socket, [PLACE]).map(|[time]| time)
+}
+
+/// The peer's system has acknowledged all that was sent (`TCP_INFO`, `tcpi_unacked` and `tcpi_notsent_bytes` of
+/// linux/tcp.h; since Linux 4.6).
+///
+/// # Errors
+/// When the descriptor is no TCP socket; `Unsupported` where the kernel is older.
+pub fn is_all_acknowledged(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    /// Of `tcpi_unacked` and `tcpi_notsent_bytes`.
+    const PLACES: [usize; 2] = [24, 144];
+    tcp_info(socket, PLACES).map(|numbers| numbers == [0, 0])
+}
+
+/// Numbers of 32 bits out of `struct tcp_info`, which only grows at its end.
+fn tcp_info<const COUNT: usize>(
+    socket: BorrowedFd<'_>,
+    places: [usize; COUNT],
+) -> io::Result<[u32; COUNT]> {
+    /// Its size in Linux 4.6.
+    const LEN: usize = 160;
+    let mut info = [0; LEN];
     let length = get(socket, (libc::IPPROTO_TCP, libc::TCP_INFO), &mut info)?;
-    match info.last_chunk() {
-        Some(&time) if length == info.len() => Ok(u32::from_ne_bytes(time)),
-        _ => Err(io::ErrorKind::Unsupported.into()),
+    if places.iter().any(|place| place + 4 > length) {
+        return Err(io::ErrorKind::Unsupported.into());
     }
+    // Each lies within the array, as has been seen.
+    Ok(places.map(|place| {
+        info[place..]
+            .first_chunk()
+            .map_or(0, |four| u32::from_ne_bytes(*four))
+    }))
 }
 
 /// What a socket does about datagrams above a path's MTU (`IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`).

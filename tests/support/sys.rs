@@ -15,6 +15,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -422,4 +423,13 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
     let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     Errno::result(set)?;
     Ok(limit.rlim_cur)
+}
+
+/// Bytes of a socket's that the other end's system has not acknowledged (tcp(7), `SIOCOUTQ`).
+pub(crate) fn unacknowledged(stream: &TcpStream) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the call writes one integer to where the pointer says.
+    let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(done, 0, "it is a socket");
+    usize::try_from(bytes).expect("a number of bytes")
 }

@@ -18,7 +18,7 @@ use super::marks::Told;
 use super::ports::{Ports, is_there};
 use crate::host::{QueuedError, TcpSocket};
 use crate::net::Marks;
-use crate::sys::socket::{discard, peek_from_next};
+use crate::sys::socket::{discard, is_all_acknowledged, peek_from_next};
 
 /// A TCP socket of the kernel.
 #[derive(Debug)]
@@ -201,6 +201,11 @@ impl TcpSocket for KernelTcp {
 
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.socket.shutdown(std::net::Shutdown::Write)
+    }
+
+    fn has_delivered(&self) -> bool {
+        // A kernel that can't tell has nobody wait.
+        is_all_acknowledged(self.socket.as_fd()).unwrap_or(true)
     }
 
     fn reset(self) {

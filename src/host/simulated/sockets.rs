@@ -157,8 +157,16 @@ impl TcpSocket for SimulatedTcp {
         })
     }
 
+    fn has_delivered(&self) -> bool {
+        self.with(|connection| connection.to_server.len() <= connection.buffer / 2)
+    }
+
     fn reset(self) {
-        self.with(|connection| connection.reset_by_client = true);
+        self.with(|connection| {
+            // Half of what is kept for the server its own system has, and so acknowledged.
+            connection.to_server.truncate(connection.buffer / 2);
+            connection.reset_by_client = true;
+        });
     }
 }
 
