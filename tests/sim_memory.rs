@@ -17,7 +17,7 @@ use tapgate::net::Duration;
 
 const SERVER: &str = "192.0.2.1:80";
 
-/// A segment each way, at an MTU of 1500, and what is not exchanged for less (`flow/tcp_open.rs`).
+/// A segment each way, at an MTU of 1500, and what is not exchanged for less (`flow/tcp_open/saving.rs`).
 const FLOOR: usize = 2 * 1460 + 8 * 1024;
 
 fn accepting(limit: usize) -> Sim {

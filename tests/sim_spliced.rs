@@ -39,6 +39,16 @@ fn published(splice: Splice, service: &str) -> Sim {
     sim
 }
 
+/// The same for clients of the loopback, where sockets hold so many bytes.
+fn published_with(buffer: usize) -> Sim {
+    let mut sim = Sim::new(3);
+    sim.net.set_socket_buffer(buffer);
+    sim.net.set_inside(Inside::Ready);
+    sim.net.answer(addr(SERVICE), ConnectAnswer::Accept);
+    publish(&mut sim, Splice::Auto);
+    sim
+}
+
 fn publish(sim: &mut Sim, splice: Splice) {
     sim.publish(Publish {
         protocol: Protocol::Tcp,
@@ -151,11 +161,7 @@ fn reset_crosses_both_ways_also_behind_an_end() {
 
 #[test]
 fn slow_reader_holds_the_sender_back_and_loses_nothing() {
-    let mut sim = Sim::new(3);
-    sim.net.set_socket_buffer(10_000);
-    sim.net.set_inside(Inside::Ready);
-    sim.net.answer(addr(SERVICE), ConnectAnswer::Accept);
-    publish(&mut sim, Splice::Auto);
+    let mut sim = published_with(10_000);
     let (outside, inside) = joined(&mut sim);
     sim.net.server_pause(inside, true);
     let sent = pattern(40_000, 5);
@@ -182,11 +188,7 @@ fn slow_reader_holds_the_sender_back_and_loses_nothing() {
 #[test]
 fn early_answer_reaches_a_slow_client_before_the_reset() {
     for reads in [true, false] {
-        let mut sim = Sim::new(3);
-        sim.net.set_socket_buffer(10_000);
-        sim.net.set_inside(Inside::Ready);
-        sim.net.answer(addr(SERVICE), ConnectAnswer::Accept);
-        publish(&mut sim, Splice::Auto);
+        let mut sim = published_with(10_000);
         let (outside, inside) = joined(&mut sim);
         sim.net.server_pause(outside, true);
         let answer = pattern(14_000, 5);
@@ -219,11 +221,7 @@ fn crowd_in_bulk_leaves_each_turn_short() {
     const CROWD: usize = 16;
     /// What is spliced in a turn, and what one connection may add to it.
     const MOST: u64 = (4 << 20) + (2 << 20);
-    let mut sim = Sim::new(3);
-    sim.net.set_socket_buffer(2 * EACH);
-    sim.net.set_inside(Inside::Ready);
-    sim.net.answer(addr(SERVICE), ConnectAnswer::Accept);
-    publish(&mut sim, Splice::Auto);
+    let mut sim = published_with(2 * EACH);
     let crowd: Vec<_> = (0..CROWD).map(|_| joined(&mut sim)).collect();
     let sent = pattern(EACH, 1);
     for (outside, _) in &crowd {

@@ -14,7 +14,7 @@ const AT_REST: u64 = 16 << 20;
 /// thirds of this were measured on Linux 6.18.
 const FLOW: u64 = 8 << 10;
 /// What a flow costs beside that while it moves and buffers hold all that they may together, bytes: an engine, a page that
-/// tells the kernel of its rings, and of these what has room even so (`flow/tcp_open.rs`, `LITTLE`), whole pages.
+/// tells the kernel of its rings, and of these what has room even so (`flow/tcp_open/saving.rs`, `LITTLE`), whole pages.
 const ENGINE: u64 = 24 << 10;
 /// A segment each way, which always has room, fits this beside that at an MTU of 1500; each byte more is needed twice.
 const USUAL_MTU: u64 = 1500;

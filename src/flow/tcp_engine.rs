@@ -96,7 +96,7 @@ pub struct Engine {
     /// How much of the rings has been written to.
     pub(super) extent: Extent,
     /// Where the receive ring lies, which is the socket's.
-    rx_pages: Pages,
+    pub(super) rx_pages: Pages,
     pub(super) ends: emit::Ends,
     pub(super) varied: bool,
     /// The guest is being asked whether it is still there, and has less time than else.
@@ -199,19 +199,6 @@ impl Engine {
     /// The host has taken payload of the guest's.
     pub(super) fn note_taken(&mut self, bytes: usize) {
         self.line.next_in = self.line.next_in.wrapping_add(length(bytes));
-    }
-
-    /// Gives the memory back of what the receive ring has passed on, where that is more than `most` bytes; true when it
-    /// did. The ring itself goes on from where it is, to its end and over again.
-    pub(super) fn give_passed_back(&mut self, most: usize) -> bool {
-        let (taken, end) = (self.line.next_in, self.line.furthest);
-        let much = self.extent.behind(taken, end) > most;
-        if much {
-            for part in self.extent.forget_behind(taken, end) {
-                self.rx_pages.give_back(part);
-            }
-        }
-        much
     }
 
     /// Something may be written for the guest.

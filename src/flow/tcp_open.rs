@@ -9,6 +9,7 @@
 mod ahead;
 mod carrying;
 mod failing;
+mod saving;
 
 use std::io::{self, ErrorKind};
 
@@ -33,9 +34,6 @@ const ROUNDS: usize = 8;
 /// Bytes taken from the host's socket before they are sent on: little enough to be still in the
 /// nearest cache when they are copied out again.
 const CHUNK: usize = 128 * 1024;
-
-/// Rings that hold no more than this are not exchanged for empty ones (`config/limits.rs` counts on it).
-const LITTLE: usize = 8 * 1024;
 
 /// Two connections and what is known of each. The guest's has an engine while it moves, and only a
 /// line about it while it rests.
@@ -235,28 +233,6 @@ impl<S: TcpSocket> Open<S> {
         let woken = self.socket.woken();
         let pending = (self.readable && !self.host_ended) || self.look_for_error;
         !pending && !woken.readable && !woken.writable && self.is_even(now)
-    }
-
-    /// Memory is scarce, and it holds more than its share, of which it needs nothing at this moment.
-    pub(super) fn has_too_much(&mut self, now: Instant) -> bool {
-        self.is_beyond_share() && self.is_even(now)
-    }
-
-    fn is_beyond_share(&self) -> bool {
-        let extent = &self.engine.extent;
-        extent.is_scarce() && extent.held() > extent.share().max(LITTLE)
-    }
-
-    /// Memory is scarce, and it holds more than its share, but needs some at this moment: what it has passed on to the host
-    /// it holds no longer. The guest hears that there is more room.
-    pub(super) fn save_memory(&mut self, now: Instant, tx: &mut TxBatch) {
-        if self.is_beyond_share()
-            && self.engine.give_passed_back(LITTLE)
-            && !self.guest_ended
-            && !self.silent
-        {
-            self.engine.open_window(now, tx);
-        }
     }
 
     /// Both rings are empty, and nothing waits for a time.
