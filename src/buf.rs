@@ -1,6 +1,7 @@
 //! Receive and transmit batches: the memory frames live in between a link and the stack.
 //!
-//! Owns the byte arenas and the description of each frame in them ([`RxMeta`], [`Offload`]).
+//! Owns the byte arenas and the description of each frame in them ([`RxMeta`], [`Offload`]), and the room that packets are
+//! written anew in ([`Scratch`]).
 //! A [`Link`](crate::link::Link) fills an [`RxBatch`] and empties a [`TxBatch`]; the stack reads
 //! the one and writes the other. Capacities are fixed at construction: they are the budget of a
 //! turn of the event loop, and a full [`TxBatch`] is back-pressure. Nothing here parses a frame.
