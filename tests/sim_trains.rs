@@ -151,6 +151,23 @@ fn a_train_that_can_not_leave_is_told_of_once_and_counted_whole() {
 }
 
 #[test]
+fn one_of_a_train_that_can_not_leave_does_not_keep_the_others() {
+    let mut lab = lab(GUEST, false, false, 1500);
+    lab.udp(5000, "192.0.2.1:7", b"first");
+    // The shorter last one has room where the others have none.
+    lab.0.net.limit_datagrams(Some(1000));
+    for length in [1400, 1400, 1400, 900] {
+        lab.udp_later(5000, "192.0.2.1:7", &filled(length));
+    }
+    lab.wait(millis(1));
+    let left: Vec<_> = lab.sent().iter().map(|it| it.payload.len()).collect();
+    assert_eq!(left, [5, 900]);
+    assert_eq!(lab.dropped(DropReason::HostBusy), 3);
+    lab.0.net.limit_datagrams(None);
+    lab.rest();
+}
+
+#[test]
 fn what_the_host_receives_in_a_burst_reaches_the_guest_in_order() {
     for seed in 0..200 {
         let mut random = Random::new(seed);

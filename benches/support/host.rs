@@ -11,8 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use tapgate::host::{
-    DatagramRole, EchoSocket, Host, Inbox, Outgoing, Pipe, QueuedError, Received, TcpSocket, Token,
-    UdpSocket,
+    DatagramRole, EchoSocket, Host, Inbox, Outgoing, Pipe, QueuedError, Received, SendFailure,
+    TcpSocket, Token, UdpSocket,
 };
 use tapgate::net::Marks;
 
@@ -263,7 +263,7 @@ pub(crate) struct BenchUdp {
 }
 
 impl UdpSocket for BenchUdp {
-    fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()> {
+    fn send(&mut self, datagram: &Outgoing<'_>) -> Result<(), SendFailure> {
         let payload = datagram.payload;
         let (from, len, bytes) = &mut *self.server.datagram.borrow_mut();
         bytes[..payload.len()].copy_from_slice(payload);

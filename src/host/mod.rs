@@ -9,6 +9,7 @@ mod inbox;
 pub mod kernel;
 pub mod resolv_conf;
 pub mod resolv_text;
+mod sending;
 pub mod simulated;
 
 use std::io;
@@ -19,6 +20,8 @@ use crate::net::Marks;
 use crate::net::emit::IcmpError;
 
 pub use inbox::Inbox;
+pub use sending::SendFailure;
+use sending::Sending;
 
 /// Names the owner of a socket in events. Opaque to the host; the stack puts a generation in, so
 /// that a late event never finds a stranger. All ones is the host's own.
@@ -112,6 +115,20 @@ impl<'a> Outgoing<'a> {
             segment: None,
             marks: None,
         }
+    }
+
+    /// The payloads of the datagrams: pieces of `segment` bytes, or the whole; an empty payload is one
+    /// empty datagram.
+    fn datagrams(self) -> impl Iterator<Item = &'a [u8]> {
+        let whole = self.payload;
+        let step = self.segment.map_or(whole.len(), |it| it.get().into());
+        let empty = whole.is_empty().then_some(whole);
+        empty.into_iter().chain(whole.chunks(step.max(1)))
+    }
+
+    /// How many datagrams there are.
+    pub(crate) fn count(self) -> usize {
+        self.datagrams().count()
     }
 }
 
@@ -336,11 +353,11 @@ pub struct Woken {
 
 /// A UDP socket of the host.
 pub trait UdpSocket {
-    /// Sends a datagram, or several.
+    /// Sends a datagram, or several: one that can not leave does not keep those behind it.
     ///
     /// # Errors
-    /// What `sendto(2)` reports; each concerns these datagrams only.
-    fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()>;
+    /// What `sendto(2)` reports; it concerns only as many of these datagrams as it says.
+    fn send(&mut self, datagram: &Outgoing<'_>) -> Result<(), SendFailure>;
 
     /// Receives what is there, as far as the inbox has room; what was in it is forgotten.
     ///
@@ -351,14 +368,6 @@ pub trait UdpSocket {
 
     /// The next error that the network reported; the original payload is written to `bytes`.
     fn queued_error(&mut self, bytes: &mut [u8]) -> Option<QueuedError>;
-}
-
-/// The datagrams that a payload holds: pieces of `segment` bytes, or the whole; an empty payload is
-/// one empty datagram.
-fn datagrams(payload: &[u8], segment: Option<NonZeroU16>) -> impl Iterator<Item = &[u8]> {
-    let step = segment.map_or(payload.len(), |segment| usize::from(segment.get()));
-    let empty = payload.is_empty().then_some(payload);
-    empty.into_iter().chain(payload.chunks(step.max(1)))
 }
 
 /// An ICMP echo socket of the host. The kernel chooses the identifier.

@@ -181,7 +181,7 @@ impl<H: Host> Stack<H> {
                         number: number + 1,
                     });
                 }
-                Err(error) => reason = error,
+                Err(failure) => reason = failure.error,
             }
         }
         Err(reason)

@@ -19,6 +19,9 @@ use super::counters::Disposition;
 /// More addresses than this are not remembered.
 const MAX_NEIGHBOURS: usize = 1024;
 
+/// So many wait for another worker to have room again.
+const MAX_UNTOLD: usize = 64;
+
 /// Ethernet addresses of the link.
 pub struct Neighbours {
     gateway_mac: Mac,
@@ -79,6 +82,17 @@ impl Neighbours {
         std::mem::take(&mut self.news)
     }
 
+    /// Has another worker told again, with what is learned next: it had no room. What is out of date by then, or
+    /// too much, it learns from frames of its own.
+    pub fn tell_again(&mut self, addr: IpAddr, mac: Mac) {
+        if self.news.len() < MAX_UNTOLD
+            && self.heard(addr) == Some(mac)
+            && !self.news.contains(&(addr, mac))
+        {
+            self.news.push((addr, mac));
+        }
+    }
+
     /// Who was heard with an address.
     #[must_use]
     pub fn heard(&self, addr: IpAddr) -> Option<Mac> {
@@ -121,5 +135,49 @@ impl Neighbours {
         } else {
             Disposition::Dropped(DropReason::TransmitFull)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(last: u16) -> IpAddr {
+        let [high, low] = last.to_be_bytes();
+        Ipv4Addr::new(10, 0, high, low).into()
+    }
+
+    fn mac(last: u8) -> Mac {
+        Mac([2, 0, 0, 0, 0, last])
+    }
+
+    fn neighbours() -> Neighbours {
+        Neighbours::new(Ipv4Addr::new(10, 0, 2, 2), None, KeyedState::new((1, 2)))
+    }
+
+    #[test]
+    fn who_had_no_room_is_told_again_while_it_holds() {
+        let mut neighbours = neighbours();
+        neighbours.learn(guest(1), mac(1));
+        assert_eq!(neighbours.take_news(), [(guest(1), mac(1))]);
+        // Two workers had no room.
+        neighbours.tell_again(guest(1), mac(1));
+        neighbours.tell_again(guest(1), mac(1));
+        assert_eq!(neighbours.take_news(), [(guest(1), mac(1))]);
+        neighbours.learn(guest(1), mac(2));
+        neighbours.tell_again(guest(1), mac(1));
+        assert_eq!(neighbours.take_news(), [(guest(1), mac(2))]);
+    }
+
+    #[test]
+    fn what_waits_to_be_told_is_bounded() {
+        let mut neighbours = neighbours();
+        for last in 0..500 {
+            neighbours.learn(guest(last), mac(1));
+        }
+        for (addr, mac) in neighbours.take_news() {
+            neighbours.tell_again(addr, mac);
+        }
+        assert_eq!(neighbours.take_news().len(), MAX_UNTOLD);
     }
 }

@@ -260,7 +260,7 @@ impl<H: Host> Stack<H> {
     pub fn handle_refused(&mut self, turn: &mut Turn<'_, H>, handed: Handed<H>) {
         match handed {
             Handed::Frame { .. } | Handed::Whole { .. } => self.counters.lose_handed(),
-            Handed::Neighbour(..) => {}
+            Handed::Neighbour(addr, mac) => self.neighbours.tell_again(addr, mac),
             Handed::Client { .. } => self.handle_handed(turn, handed),
             Handed::Port { rule, .. } => {
                 tracing::warn!(port = %rule.host, "no worker serves the published port");

@@ -66,6 +66,12 @@ pub(super) struct FromGuest<'a> {
     pub(super) segment: Option<NonZeroU16>,
 }
 
+/// Datagrams that did not leave.
+struct Lost {
+    why: Unsent,
+    count: usize,
+}
+
 /// Datagrams of a guest that wait to leave together.
 #[derive(Default)]
 pub(super) struct Train {
@@ -125,7 +131,9 @@ impl<H: Host> Stack<H> {
                 self.train.add(datagram.payload);
                 Ok(())
             }
-            Ok(_) | Err(_) => self.send(turn, &departure, datagram.payload, datagram.segment),
+            Ok(_) | Err(_) => self
+                .send(turn, &departure, datagram.payload, datagram.segment)
+                .map_err(|lost| lost.why),
         }
     }
 
@@ -136,15 +144,16 @@ impl<H: Host> Stack<H> {
         };
         let train = std::mem::take(&mut self.train);
         let segment = NonZeroU16::new(train.size).filter(|_| train.count > 1);
-        let sent = self.send(turn, &departure, &train.payload, segment);
-        let original = Original {
-            wire: departure.wire,
-            src: departure.guest.ip(),
-            dst: departure.asked,
-            packet: &train.packet,
-        };
-        if let Disposition::Dropped(reason) = self.after_sending(turn, original, sent) {
-            self.counters.add_drops(reason, train.count as u64);
+        if let Err(Lost { why, count }) = self.send(turn, &departure, &train.payload, segment) {
+            let original = Original {
+                wire: departure.wire,
+                src: departure.guest.ip(),
+                dst: departure.asked,
+                packet: &train.packet,
+            };
+            if let Disposition::Dropped(reason) = self.after_sending(turn, original, Err(why)) {
+                self.counters.add_drops(reason, count as u64);
+            }
         }
         self.train = train;
     }
@@ -155,7 +164,7 @@ impl<H: Host> Stack<H> {
         departure: &Departure,
         payload: &[u8],
         segment: Option<NonZeroU16>,
-    ) -> Result<(), Unsent> {
+    ) -> Result<(), Lost> {
         let from = match departure.exit {
             Exit::Flow(_) => None,
             Exit::Published(peer) => peer.asked,
@@ -167,27 +176,42 @@ impl<H: Host> Stack<H> {
             segment,
             marks: Some(departure.marks),
         };
-        let sent = match self.exit(departure.exit) {
-            Some(socket) => socket.send(&outgoing),
+        let Some(socket) = self.exit(departure.exit) else {
             // It gave way to another before its datagrams left.
-            None => return Err(Unsent::Silent),
+            return Err(Lost {
+                why: Unsent::Silent,
+                count: outgoing.count(),
+            });
         };
-        if let (Exit::Flow(token), Err(error)) = (departure.exit, &sent)
-            && self.has_lost_its_address(departure.guest.is_ipv6(), error)
+        socket.send(&outgoing).map_err(|failure| Lost {
+            why: self.explain(turn, departure, failure.error),
+            count: failure.lost,
+        })
+    }
+
+    /// What a guest is to hear of its datagrams that did not leave.
+    fn explain(
+        &mut self,
+        turn: &mut Turn<'_, H>,
+        departure: &Departure,
+        error: io::Error,
+    ) -> Unsent {
+        if let Exit::Flow(token) = departure.exit
+            && self.has_lost_its_address(departure.guest.is_ipv6(), &error)
         {
             self.table.remove(token);
         }
-        match sent {
-            Err(error) if is_too_big(&error) => Err(self.too_long(
-                turn,
-                |stack| stack.queued_error(departure.exit),
-                |stack, turn, queued| match departure.exit {
-                    Exit::Flow(token) => stack.report_udp(turn, token, queued),
-                    Exit::Published(_) => stack.report_answer(turn, departure.guest, queued),
-                },
-            )),
-            sent => sent.map_err(Into::into),
+        if !is_too_big(&error) {
+            return error.into();
         }
+        self.too_long(
+            turn,
+            |stack| stack.queued_error(departure.exit),
+            |stack, turn, queued| match departure.exit {
+                Exit::Flow(token) => stack.report_udp(turn, token, queued),
+                Exit::Published(_) => stack.report_answer(turn, departure.guest, queued),
+            },
+        )
     }
 
     /// A socket that is bound to an address or interface says that it is not there: it may be back as another, to

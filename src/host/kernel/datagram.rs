@@ -14,7 +14,7 @@ use socket2::Socket;
 
 use super::error_queue::{keep_errors, next_error};
 use super::marks::{Told, note_marks, take_mark};
-use crate::host::{Inbox, Outgoing, QueuedError, Received, UdpSocket, datagrams};
+use crate::host::{Inbox, Outgoing, QueuedError, Received, SendFailure, Sending, UdpSocket};
 use crate::net::Marks;
 use crate::net::emit::{MAX_TRAIN, MAX_TRAIN_DATAGRAMS};
 use crate::sys::datagrams::{self as batch, ReceivedDatagram};
@@ -152,9 +152,15 @@ impl AsFd for KernelUdp {
 }
 
 impl UdpSocket for KernelUdp {
-    fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()> {
-        if let Some(marks) = datagram.marks {
-            self.told.tell(&self.socket, self.ipv6, marks)?;
+    fn send(&mut self, datagram: &Outgoing<'_>) -> Result<(), SendFailure> {
+        let mut sending = Sending::default();
+        let marks = datagram.marks;
+        let told = marks.map_or(Ok(()), |it| self.told.tell(&self.socket, self.ipv6, it));
+        if let Err(error) = told {
+            return Err(SendFailure {
+                error,
+                lost: datagram.count(),
+            });
         }
         let to = SockaddrStorage::from(datagram.to);
         let ends = (datagram.from, &to);
@@ -167,11 +173,15 @@ impl UdpSocket for KernelUdp {
             }
             // One datagram; or the kernel, the path's MTU or the device is against trains, or an error
             // of earlier ones was told: each by itself learns what is to be told of it.
-            for piece in datagrams(train, datagram.segment) {
-                past_old_errors(|| send_message(socket, ends, piece, None))?;
+            let by_itself = Outgoing {
+                payload: train,
+                ..*datagram
+            };
+            for piece in by_itself.datagrams() {
+                sending.attempt(|| past_old_errors(|| send_message(socket, ends, piece, None)));
             }
         }
-        Ok(())
+        sending.end()
     }
 
     fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {

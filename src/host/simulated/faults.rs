@@ -316,6 +316,14 @@ impl State {
         }
     }
 
+    /// A datagram of `len` bytes that is to leave.
+    pub(super) fn may_send(&mut self, len: usize) -> io::Result<()> {
+        self.may_fail(Call::SendDatagram)?;
+        let too_long = self.largest_datagram.is_some_and(|limit| len > limit);
+        let errno = too_long.then_some(libc::EMSGSIZE).or(self.fail_datagrams);
+        errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+    }
+
     /// A call on connection `id`.
     pub(super) fn may_fail_at(&mut self, call: Call, id: usize) -> io::Result<()> {
         let Some(errno) = self.faults.strike(call) else {

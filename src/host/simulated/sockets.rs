@@ -12,7 +12,8 @@ use std::rc::Rc;
 use super::faults::Call;
 use super::state::{Connection, Sent, SocketId, State};
 use crate::host::{
-    EchoSocket, Inbox, Outgoing, Pipe, QueuedError, Received, TcpSocket, UdpSocket, datagrams,
+    EchoSocket, Inbox, Outgoing, Pipe, QueuedError, Received, SendFailure, Sending, TcpSocket,
+    UdpSocket,
 };
 use crate::net::Marks;
 
@@ -272,25 +273,23 @@ impl SimulatedDatagram {
 }
 
 impl UdpSocket for SimulatedDatagram {
-    fn send(&mut self, datagram: &Outgoing<'_>) -> io::Result<()> {
+    fn send(&mut self, datagram: &Outgoing<'_>) -> Result<(), SendFailure> {
         let mut state = self.state.borrow_mut();
         state.datagram_calls += 1;
-        state.may_fail(Call::SendDatagram)?;
-        let limit = state.largest_datagram.unwrap_or(usize::MAX);
-        if datagrams(datagram.payload, datagram.segment).any(|payload| payload.len() > limit) {
-            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        let mut sending = Sending::default();
+        for payload in datagram.datagrams() {
+            sending.attempt(|| {
+                state.may_send(payload.len())?;
+                state.sent.push(Sent {
+                    socket: SocketId(self.id),
+                    to: datagram.to,
+                    payload: payload.to_vec(),
+                    marks: datagram.marks,
+                });
+                Ok(())
+            });
         }
-        if let Some(errno) = state.fail_datagrams {
-            return Err(io::Error::from_raw_os_error(errno));
-        }
-        let sent = datagrams(datagram.payload, datagram.segment).map(|payload| Sent {
-            socket: SocketId(self.id),
-            to: datagram.to,
-            payload: payload.to_vec(),
-            marks: datagram.marks,
-        });
-        state.sent.extend(sent);
-        Ok(())
+        sending.end()
     }
 
     fn recv(&mut self, inbox: &mut Inbox) -> io::Result<()> {
