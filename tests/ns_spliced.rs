@@ -193,6 +193,20 @@ fn half_closed_connection_still_carries_the_other_way() {
     }
 }
 
+/// Its kernel forgets an end that nobody owns, and says so only when it is asked.
+#[test]
+fn guest_that_has_gone_from_a_half_closed_connection_is_noticed() {
+    let net = Net::up(&["-p", "8080:80", "--tcp-half-closed-timeout", "5"]);
+    let forget = "echo 1 > /proc/sys/net/ipv4/tcp_fin_timeout";
+    net.guest.run("sh", &["-c", forget]).output();
+    let listener = listener(&net);
+    let (mut outside, inside, _) = connected(&net, &listener, at(LOOPBACK, 8080));
+    drop(inside);
+    assert_eq!(outside.read(&mut [0]).unwrap(), 0, "the end has come");
+    let error = wait_until("the client is reset", SOON, || outside.take_error().ok()?);
+    assert_errno(Err::<(), _>(error), &[libc::ECONNRESET, libc::EPIPE]);
+}
+
 #[test]
 fn reset_crosses_both_ways_also_behind_an_end() {
     let net = Net::up(&["-p", "8080:80"]);

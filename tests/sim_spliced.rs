@@ -13,7 +13,7 @@ mod sim;
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
-use sim::{Sim, seconds};
+use sim::{Faults, Sim, seconds};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use tapgate::config::{Config, Protocol, Publish, Splice};
@@ -137,6 +137,24 @@ fn half_closed_connection_still_carries_the_other_way() {
         sim.net.server_shutdown(other);
         at_rest(&mut sim);
     }
+}
+
+#[test]
+fn guest_that_is_silent_is_asked_whether_it_is_there() {
+    let mut sim = published(Splice::Auto, SERVICE);
+    let (outside, inside) = joined(&mut sim);
+    sim.settle(seconds(7_100));
+    assert_eq!(sim.net.asked_after(inside), None);
+    sim.settle(seconds(200));
+    assert_eq!(sim.net.asked_after(inside), Some((7_200, 600)));
+    sim.net.server_shutdown(outside);
+    sim.settle(seconds(70));
+    assert_eq!(sim.net.asked_after(inside), Some((7_200, 600)));
+    sim.settle(seconds(10));
+    assert_eq!(sim.net.asked_after(inside), Some((75, 600)));
+    assert_eq!(sim.net.asked_after(outside), None);
+    sim.net.server_shutdown(inside);
+    at_rest(&mut sim);
 }
 
 #[test]
@@ -357,6 +375,22 @@ fn silent_loopback_is_waited_for_and_ends_with_a_reset() {
     assert!(sim.run(seconds(1), |sim| sim.stack.counters().flows_spliced == 1));
     let second = client(&sim, LOCAL);
     assert!(sim.run(seconds(80), |sim| sim.net.server_sees_reset(second)));
+}
+
+#[test]
+fn silent_loopback_is_waited_for_as_long_as_was_asked_for() {
+    let mut config = Config::default();
+    config.timeouts.tcp_connect = 5;
+    let mut sim = Sim::with(3, config, Faults::default());
+    sim.net.set_inside(Inside::Ready);
+    publish(&mut sim, Splice::Auto);
+    sim.net
+        .answer(addr(SERVICE), ConnectAnswer::FailLater(libc::ECONNREFUSED));
+    sim.net.answer(addr(LOCAL_SERVICE), ConnectAnswer::Silent);
+    let client = client(&sim, LOCAL);
+    sim.settle(seconds(4));
+    assert!(!sim.net.server_sees_reset(client));
+    assert!(sim.run(seconds(2), |sim| sim.net.server_sees_reset(client)));
 }
 
 /// That one has no time like what waits for an answer: nobody was asked yet.

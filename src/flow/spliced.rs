@@ -13,8 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use joint::Joint;
 
 use super::tcp::Progress;
+use crate::config::Timeouts;
 use crate::host::{Event, Host, Pipe, TcpSocket, Token};
-use crate::net::Instant;
+use crate::net::{Duration, Instant};
 
 /// Set in the tokens of the inner socket, beside those of the flow.
 const INSIDE: u64 = 1 << 62;
@@ -295,6 +296,32 @@ impl<S: TcpSocket, P: Pipe<S>> SplicedFlow<S, P> {
     #[must_use]
     pub const fn moved(&self) -> usize {
         self.moved
+    }
+
+    /// How long the guest's end may be silent before it is asked whether it is still there.
+    #[must_use]
+    pub fn ask_after(&self, timeouts: Timeouts) -> Duration {
+        let seconds = match &self.phase {
+            Phase::Open(joint) => joint.ask_after(timeouts),
+            Phase::Opening { .. } | Phase::Gone => timeouts.ask_after(),
+        };
+        Duration::from_secs(seconds.into())
+    }
+
+    /// Has it asked by its kernel, after that time; few connections live to see it. Gives the time.
+    pub fn have_asked(&mut self, timeouts: Timeouts) -> Duration {
+        if let Phase::Open(joint) = &mut self.phase {
+            joint.have_asked(timeouts);
+        }
+        self.ask_after(timeouts)
+    }
+
+    /// One of the streams has ended, and this was not asked before.
+    pub fn begins_half_close(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Open(joint) => joint.begins_half_close(),
+            Phase::Opening { .. } | Phase::Gone => false,
+        }
     }
 
     /// No pipe was to be had: it waits for one.

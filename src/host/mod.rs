@@ -265,6 +265,15 @@ pub trait TcpSocket {
     /// Gives what is sent another type of service than before; the bits of ECN are the kernel's.
     fn set_tos(&mut self, tos: u8);
 
+    /// Has the other end's system asked whether it is still there, once it has been silent for `after`
+    /// seconds. Where it does not answer within `answer` seconds the connection fails.
+    ///
+    /// # Errors
+    /// When this can't be had; the host's own times hold then.
+    fn ask_after(&mut self, _after: u32, _answer: u32) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Sends what fits, at least one byte.
     ///
     /// # Errors

@@ -16,14 +16,10 @@ use crate::net::Duration;
 
 use super::Stack;
 
-/// How long the connection to the guest's address may take. It does not leave the kernel, so what is late
+/// How long the connection to the guest's address may take at most. It does not leave the kernel, so what is late
 /// gets no answer at all (its loopback interface is down), or waits for room in a queue, where a SYN is
 /// repeated after a second. Then the link is the way.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The same for the namespace's loopback, which no link leads to: as for a guest over the link.
-const LOOPBACK_PATIENCE: Duration = Duration::from_secs(75);
-/// An open connection needs no looking after.
-const OPEN: Duration = Duration::from_secs(3600);
 /// How long what the guest's side had sent before it failed may take to the client.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 /// When a flow without a pipe looks for one again, and one of which a side has failed whether the other has it all.
@@ -62,7 +58,8 @@ impl<H: Host> Stack<H> {
             client,
             serial: self.counters.flows_opened,
         };
-        self.admit(token, key, Flow::Spliced(flow), turn.now + PATIENCE);
+        let patience = self.guest_patience().min(PATIENCE);
+        self.admit(token, key, Flow::Spliced(flow), turn.now + patience);
         self.after_opening(turn, token, opening);
         Ok(())
     }
@@ -88,7 +85,8 @@ impl<H: Host> Stack<H> {
             Opening::Pending => self.note_wait(turn, token),
             Opening::Loopback => {
                 // For a socket, if there is none yet.
-                self.table.set_deadline(token, now + PATIENCE);
+                let patience = self.guest_patience().min(PATIENCE);
+                self.table.set_deadline(token, now + patience);
                 self.note_wait(turn, token);
             }
             Opening::Open => {
@@ -101,7 +99,8 @@ impl<H: Host> Stack<H> {
                     return;
                 }
                 self.counters.flows_spliced += 1;
-                self.table.set_deadline(token, now + OPEN);
+                let ask_after = flow.ask_after(self.config.timeouts);
+                self.table.set_deadline(token, now + ask_after);
                 self.make_ready(token);
             }
             Opening::Refused | Opening::OverLink => {
@@ -121,6 +120,12 @@ impl<H: Host> Stack<H> {
         }
     }
 
+    /// How long a guest may take to agree to a connection. On the namespace's loopback, which no link leads to, it
+    /// has all of it.
+    fn guest_patience(&self) -> Duration {
+        Duration::from_secs(self.config.timeouts.guest().into())
+    }
+
     /// Counts a flow among those that wait for their other end, from when it does, and gives that its time.
     fn note_wait(&mut self, turn: &mut Turn<'_, H>, token: Token) {
         let begins = match self.table.get_mut(token) {
@@ -128,7 +133,8 @@ impl<H: Host> Stack<H> {
             _ => false,
         };
         if begins {
-            self.table.set_deadline(token, turn.now + LOOPBACK_PATIENCE);
+            let patience = self.guest_patience();
+            self.table.set_deadline(token, turn.now + patience);
             self.limit_half_open(turn, BegunBy::Client);
             self.table.set_half_open(turn.now, token, BegunBy::Client);
         }
@@ -146,7 +152,8 @@ impl<H: Host> Stack<H> {
                 self.table.remove(token);
                 return;
             }
-            self.table.set_deadline(token, turn.now + OPEN);
+            let next = flow.have_asked(self.config.timeouts);
+            self.table.set_deadline(token, turn.now + next);
             self.make_ready(token);
             return;
         }
@@ -180,7 +187,12 @@ impl<H: Host> Stack<H> {
                 let next = last_words.map_or(next, |until| until.min(next));
                 self.table.set_deadline(token, next);
             }
-            Progress::Idle => {}
+            Progress::Idle => {
+                if flow.begins_half_close() {
+                    let ask_after = flow.ask_after(self.config.timeouts);
+                    self.table.set_deadline(token, turn.now + ask_after);
+                }
+            }
             Progress::Closed | Progress::Left | Progress::Gone => {
                 self.table.remove(token);
             }

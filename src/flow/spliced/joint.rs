@@ -6,6 +6,7 @@
 
 use std::io::{self, ErrorKind};
 
+use crate::config::Timeouts;
 use crate::flow::tcp::Progress;
 use crate::flow::tcp_open::is_end;
 use crate::host::{Event, Host, Pipe, TcpSocket};
@@ -24,6 +25,10 @@ pub(super) struct Joint<S, P> {
     pub(super) failed: Option<io::Error>,
     /// Bytes that went on when it was last looked after.
     pub(super) moved: usize,
+    /// Somebody was told that one of the streams has ended.
+    half_closed: bool,
+    /// Seconds after which the inner side is asked whether it is still there; the kernel's own before.
+    asked_after: Option<u32>,
 }
 
 /// One connection and what is known of it.
@@ -103,7 +108,39 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
             starved: false,
             failed: None,
             moved: 0,
+            half_closed: false,
+            asked_after: None,
         }
+    }
+
+    fn is_half_closed(&self) -> bool {
+        self.sides.iter().any(|side| side.ended)
+    }
+
+    /// Seconds that the inner side may be silent before it is asked whether it is still there.
+    pub(super) fn ask_after(&self, timeouts: Timeouts) -> u32 {
+        if self.is_half_closed() {
+            timeouts.tcp_half_closed
+        } else {
+            timeouts.ask_after()
+        }
+    }
+
+    /// Has the inner side asked after that time. Where the kernel refuses, its own times hold.
+    pub(super) fn have_asked(&mut self, timeouts: Timeouts) {
+        let after = self.ask_after(timeouts);
+        if self.asked_after.replace(after) != Some(after)
+            && let Err(error) = self.sides[1].socket.ask_after(after, timeouts.answer())
+        {
+            tracing::debug!(%error, "the kernel's own times for keep-alives hold");
+        }
+    }
+
+    /// One of the streams has ended, and this was not asked before.
+    pub(super) fn begins_half_close(&mut self) -> bool {
+        let begins = self.is_half_closed() && !self.half_closed;
+        self.half_closed |= begins;
+        begins
     }
 
     /// Moves bytes both ways. An error ends both connections, once the client has what was said before.

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
-use socket2::Socket;
+use socket2::{Socket, TcpKeepalive};
 
 use super::depth::Depth;
 use super::error_queue::{keep_errors, next_error};
@@ -34,6 +34,11 @@ pub struct KernelTcp {
     depth: Depth,
 }
 
+/// How often a silent peer is asked whether it is still there.
+const QUESTIONS: u32 = 9;
+/// Seconds that the kernel takes at most (`MAX_TCP_KEEPIDLE` of linux/net/tcp.h). Who is there answers sooner, too.
+const LONGEST_KEEPALIVE: u32 = 32_767;
+
 /// What every connection has. Accepted ones inherit it from their listener.
 pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
     // The guest decides when small segments are sent; its choice is not to be delayed again.
@@ -43,6 +48,17 @@ pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
     // Urgent data are ordinary data with a mark; left out of the stream, their byte would be lost
     // (RFC 6093 section 3).
     socket.set_out_of_band_inline(true)
+}
+
+/// Asks after so many seconds, and again until those to answer are over (tcp(7), `TCP_KEEPIDLE` and what follows).
+fn keepalive(after: u32, answer: u32) -> TcpKeepalive {
+    let answer = answer.max(1);
+    let questions = answer.min(QUESTIONS);
+    let seconds = |count: u32| Duration::from_secs(count.clamp(1, LONGEST_KEEPALIVE).into());
+    TcpKeepalive::new()
+        .with_time(seconds(after))
+        .with_interval(seconds(answer / questions))
+        .with_retries(questions)
 }
 
 impl KernelTcp {
@@ -165,6 +181,10 @@ impl TcpSocket for KernelTcp {
     fn set_tos(&mut self, tos: u8) {
         // A mark that can't be set is no reason to end a connection.
         let _ = self.told.tos(&self.socket, self.ipv6, tos & !ECN);
+    }
+
+    fn ask_after(&mut self, after: u32, answer: u32) -> io::Result<()> {
+        self.socket.set_tcp_keepalive(&keepalive(after, answer))
     }
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {

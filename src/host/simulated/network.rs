@@ -84,6 +84,13 @@ impl Network {
         self.state.borrow().connections[id.0].tos
     }
 
+    /// The seconds after which connection `id` is asked whether anybody is there, and those that an answer may
+    /// take; none where the host's own hold.
+    #[must_use]
+    pub fn asked_after(&self, id: SocketId) -> Option<(u32, u32)> {
+        self.state.borrow().connections[id.0].asked_after
+    }
+
     /// Decides whether there is a way past the link. Who waits for one hears of it.
     pub fn set_inside(&self, inside: Inside) {
         let mut state = self.state.borrow_mut();

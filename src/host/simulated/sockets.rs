@@ -115,6 +115,11 @@ impl TcpSocket for SimulatedTcp {
         self.with(|connection| connection.tos = tos);
     }
 
+    fn ask_after(&mut self, after: u32, answer: u32) -> io::Result<()> {
+        self.with(|connection| connection.asked_after = Some((after, answer)));
+        Ok(())
+    }
+
     fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.may_fail(Call::Send)?;
         self.put(bytes)

@@ -76,6 +76,8 @@ pub(super) struct Connection {
     /// What the network says about a connect that fails.
     pub(super) error: Option<QueuedError>,
     pub(super) tos: u8,
+    /// Seconds of silence after which it is asked whether anybody is there, and for the answer.
+    pub(super) asked_after: Option<(u32, u32)>,
     /// Bytes that fit in each direction.
     pub(super) buffer: usize,
 }
@@ -101,6 +103,7 @@ impl Connection {
             buffer,
             error: None,
             tos: 0,
+            asked_after: None,
         }
     }
 
