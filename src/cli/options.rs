@@ -108,19 +108,20 @@ pub struct Options {
     /// there (5 to 86400); without an answer the connection ends
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_HALF_CLOSED, value_parser = seconds(timeouts::TCP_HALF_CLOSED))]
     pub tcp_half_closed_timeout: u32,
-    /// Give a TCP connection up that nobody has answered for so many seconds (1 to 86400)
+    /// Give a TCP connection up that nobody has answered for so many seconds (1 to 86400; the host's kernel does so after
+    /// some 130 whatever is said here); a guest that a published port's client waits for has 75 at most
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_TCP_CONNECT, value_parser = seconds(timeouts::TCP_CONNECT))]
     pub tcp_connect_timeout: u32,
     /// Close a UDP port that has carried nothing for so many seconds (1 to 86400; RFC 4787: not below 120); one that was
     /// never answered after 30 at most, one that only spoke to port 53 after 10
     #[arg(long, value_name = "SECONDS", default_value_t = timeouts::DEFAULT_UDP_IDLE, value_parser = seconds(timeouts::UDP_IDLE))]
     pub udp_idle_timeout: u32,
-    /// Limit on connections and associations together [default: 65536, less where the memory of the control group or
+    /// Limit on connections and associations together (1 to 16777216) [default: 65536, less where the memory of the control group or
     /// the address space is limited]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub max_flows: Option<u32>,
-    /// Limit on the guest's UDP ports and pings, each of which takes a port or an identifier of the host's; beyond it the one
-    /// that was never answered, or idle the longest, gives way
+    /// Limit on the guest's UDP ports and pings, each of which takes a port or an identifier of the host's (1 to 65536);
+    /// beyond it one that was not answered within a second, or is idle for half a minute, gives way, else the newest
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_UDP_PORTS, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_udp_ports: u32,
     /// Threads that carry packets, each with a queue of the tap and its share of the limits (1 to 8); the first does the
@@ -129,7 +130,7 @@ pub struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS))]
     pub workers: Option<u8>,
     /// Look for packets for up to so many microseconds before going to sleep, while they come closer
-    /// together than that: answers are quicker, and cost processor time; 0 never does
+    /// together than that: answers are quicker, and cost processor time (0 to 1000; 0 never does)
     #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_BUSY_POLL, value_parser = clap::value_parser!(u64).range(0..=1_000))]
     pub busy_poll: u64,
     /// Where the buffers of TCP connections together stop growing, bytes, or with K, M or G: windows shrink as

@@ -25,7 +25,7 @@ use crate::net::{Duration, Instant, TCP_HEADER, emit};
 pub use super::tcp_completion::LastSent;
 pub use super::tcp_device::Path;
 
-/// Bytes of each direction's ring. Less costs throughput (design.md 1.4); the memory is committed
+/// Bytes of each direction's ring. Less costs throughput; the memory is committed
 /// as it is used.
 pub const RING: usize = 1 << 20;
 
@@ -40,7 +40,7 @@ pub(super) const MAX_HEADERS: usize = 120;
 /// than this (RFC 9293 3.8.6.3 allows 500 ms).
 const ACK_DELAY: Duration = Duration::from_millis(1);
 
-// Flows are many: a smoltcp feature that fattens these shows here (design.md 1.3).
+// Flows are many: a smoltcp feature that fattens these shows here.
 const _: () = assert!(
     size_of::<Interface>() <= 160,
     "smoltcp's default features crept in"

@@ -4,7 +4,7 @@
 //! connects and uses these from outside. The opener never sees an address or a byte of theirs. Comes in: the
 //! name of an address family, by one of the lines that it was given, of which each worker has one. Goes out: some
 //! sockets. It holds nothing but its ends of the lines, has no powers and a handful of system calls, and ends when
-//! a line does, or its parent.
+//! its last line does, or its parent.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,7 @@
 //! The tap device: opening it in the present network namespace, and what it can be asked for.
 //!
 //! Follows `Documentation/networking/tuntap.rst` and linux/if_tun.h. The crates that open a tap can't
-//! ask for a vnet header or offloads, so this is ours (design.md 1.1).
+//! ask for a vnet header or offloads, so this is ours.
 
 use std::fs::OpenOptions;
 use std::io;

@@ -2,7 +2,7 @@
 //!
 //! Owns the epoll descriptor and the source of resolvers; sockets are owned by the flows. One
 //! descriptor (the epoll set) is watched by tokio, so a thousand sockets cost the runtime one
-//! registration (design.md 1.7). Sockets inside the guest's namespace come by a line that is watched here
+//! registration. Sockets inside the guest's namespace come by a line that is watched here
 //! ([`inside`]). What guests ask for leaves some descriptors to others ([`Reserve`]). No policy: whether a destination may be reached is decided
 //! before a call comes here.
 
