@@ -54,7 +54,7 @@ impl Sent {
     /// The window field for an acknowledgement of `ack`, where the guest may send up to `limit` and there
     /// is room for the window `field`; `shift` is its scale. What was promised once stands: of the room a
     /// unit is never promised, since as much may be lost to smoltcp by rounding its window down anew.
-    pub(super) fn window(&mut self, ack: u32, (field, shift): (u16, u32), limit: u32) -> u16 {
+    pub(super) fn window(&self, ack: u32, (field, shift): (u16, u32), limit: u32) -> u16 {
         let room = u32::from(field.saturating_sub(u16::from(shift > 0))) << shift;
         let upto = |edge: u32| {
             let distance = edge.wrapping_sub(ack);
@@ -66,13 +66,16 @@ impl Sent {
         };
         let wanted = upto(limit).max(upto(self.edge)).min(room);
         // Less than a unit of the scale can't be said (RFC 7323 2.4); rounded up, it would creep on.
-        let units = wanted >> shift;
-        let edge = ack.wrapping_add(units << shift);
+        // No more than the field was.
+        u16::try_from(wanted >> shift).unwrap_or(field)
+    }
+
+    /// The guest is told that it may send that window from `ack` on, scaled by `shift`.
+    pub(super) fn note_promise(&mut self, ack: u32, window: u16, shift: u32) {
+        let edge = ack.wrapping_add(u32::from(window) << shift);
         if ahead_of(edge, self.edge) {
             self.edge = edge;
         }
-        // No more than the field was.
-        u16::try_from(units).unwrap_or(field)
     }
 }
 
@@ -167,6 +170,7 @@ pub(super) fn announce(
             limit
         };
         let window = sent.window(ack, (field, shift), limit);
+        sent.note_promise(ack, window, shift);
         tcp[14..16].copy_from_slice(&window.to_be_bytes());
     }
 }
@@ -299,7 +303,8 @@ mod tests {
                 let ack = u32::wrapping_add(start, came);
                 let field = u16::try_from((ring - came) >> shift).unwrap();
                 let takes = u32::from(field) << shift;
-                sent.window(ack, (field, shift), start.wrapping_add(ring));
+                let window = sent.window(ack, (field, shift), start.wrapping_add(ring));
+                sent.note_promise(ack, window, shift);
                 let promised = sent.edge.wrapping_sub(ack);
                 assert!(promised <= takes, "{promised} of {takes} at {came}");
             }

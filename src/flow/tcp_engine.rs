@@ -105,6 +105,8 @@ pub struct Engine {
     pub(super) challenge_at: Option<Instant>,
     /// What is outstanding is to be sent again.
     pub(super) repeats: bool,
+    /// The host has taken something, and the guest may have to hear that it may send more.
+    pub(super) owes_window: bool,
     /// What smoltcp does not know of what was sent.
     pub(super) ahead: Ahead,
 }
@@ -142,6 +144,7 @@ impl Engine {
             hurried: false,
             challenge_at: None,
             repeats: false,
+            owes_window: false,
             ahead: Ahead::default(),
         }
     }
@@ -159,6 +162,7 @@ impl Engine {
         self.hurried = false;
         self.challenge_at = None;
         self.repeats = false;
+        self.owes_window = false;
         self.ahead = Ahead::default();
     }
 
@@ -417,7 +421,8 @@ impl Engine {
         let agreed = self.agree(options.mss);
         options.mss = Some(agreed);
         self.note_syn(segment.seq, segment.window, options);
-        self.line.guest_ack = Some(segment.ack);
+        // Where both began at once, it acknowledges nothing.
+        self.line.guest_ack = segment.has(tcp_flags::ACK).then_some(segment.ack);
         if let Some(announced) = option(header, MSS) {
             *announced = agreed.to_be_bytes();
         }

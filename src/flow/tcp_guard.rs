@@ -3,8 +3,8 @@
 //! Comes in: a segment for a connection that is open. Goes out: its fate, forwarded where smoltcp is to see it; or an
 //! acknowledgement that challenges its sender. A RST counts at the very byte that is expected next, a SYN
 //! never, an acknowledgement of what was not sent neither; smoltcp 0.14 takes a RST anywhere in the window,
-//! does not answer a SYN at all, and takes what waits to be sent for sent. Who is really there answers a
-//! challenge with the number that counts.
+//! does not answer a SYN at all, takes what waits to be sent for sent, and compares numbers as if none were further
+//! apart than half of all. Who is really there answers a challenge with the number that counts.
 
 use smoltcp::socket::tcp::State;
 
@@ -18,6 +18,9 @@ use crate::net::{DropReason, Duration, Instant};
 /// A hundred challenges a second at most (RFC 5961 section 7). Each connection has its own: a count for
 /// all would tell a stranger about the connections of others.
 const CHALLENGE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// No window is so large, and no segment of an old one so late: from here on a number could be either.
+const FAR: u32 = 1 << 30;
 
 /// What a segment is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,21 +50,44 @@ impl Engine {
 
     /// The next sequence number of the guest's (`RCV.NXT`).
     pub(super) fn expected(&mut self) -> u32 {
-        let socket = self.socket();
-        let ended = matches!(
-            socket.state(),
-            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
-        );
-        let queued = length(socket.recv_queue()) + u32::from(ended);
+        self.stream_end().wrapping_add(u32::from(self.has_ended()))
+    }
+
+    /// Behind all that has come of the guest's stream in order, without its FIN.
+    fn stream_end(&mut self) -> u32 {
+        let queued = length(self.socket().recv_queue());
         self.line.next_in.wrapping_add(queued)
+    }
+
+    /// The guest has ended its stream, and all before that has come.
+    fn has_ended(&mut self) -> bool {
+        matches!(
+            self.socket().state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
+        )
+    }
+
+    /// What is beyond this is no payload of the guest's: the window that it was given, or the end of its stream.
+    pub(super) fn right_edge(&mut self) -> u32 {
+        if self.has_ended() {
+            self.stream_end()
+        } else {
+            self.line.sent.edge
+        }
     }
 
     fn worth(&mut self, segment: &TcpSegment, expected: u32) -> Worth {
         let synchronized = match self.socket().state() {
             // The guest's part is over, the host's is not: who begins anew will ask again. A RST would refuse it.
             State::Closed if segment.is_connect() => return Worth::Nothing,
+            // A RST took it there: whoever begins anew finds another connection, once this one is over.
+            State::Listen => return Worth::Nothing,
+            // Our own request has not left, so this is none to it.
+            State::SynSent if self.line.sent.next == self.line.sent.initial => {
+                return Worth::Nothing;
+            }
             // Nothing is known yet of the guest's numbers, or nothing is left to be ended.
-            State::Closed | State::Listen | State::SynSent => return Worth::Real,
+            State::Closed | State::SynSent => return Worth::Real,
             State::SynReceived => false,
             State::Established
             | State::FinWait1
@@ -80,6 +106,14 @@ impl Engine {
                 (0, _) => Worth::Real,
                 (_, true) => Worth::Doubtful,
                 (_, false) => Worth::Nothing,
+            };
+        }
+        let far = segment.seq.wrapping_sub(expected).cast_signed();
+        if far.unsigned_abs() >= FAR {
+            return if synchronized {
+                Worth::Doubtful
+            } else {
+                Worth::Nothing
             };
         }
         let unsent = ahead_of(segment.ack, self.line.sent.next);

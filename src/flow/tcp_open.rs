@@ -251,6 +251,7 @@ impl<S: TcpSocket> Open<S> {
             && socket.send_queue() == 0
             && socket.recv_queue() == 0
             && self.engine.owed.is_none()
+            && !self.engine.owes_window
             && self.engine.ahead.is_settled()
             && self.engine.has_sent_all(self.host_ended)
             && self.engine.has_no_gap()
@@ -300,15 +301,15 @@ impl<S: TcpSocket> Open<S> {
                 Ok(moved) => moved,
                 Err(failure) => return self.fail(&failure, now, tx),
             };
+            self.engine.owes_window |= to_host > 0;
             if !self.silent && self.engine.egress(now, tx, true) {
                 return Progress::More;
             }
             if !self.silent {
                 self.engine.acknowledge(now, tx);
             }
-            if to_host > 0 && !self.guest_ended && !self.silent {
-                self.engine.open_window(now, tx);
-            }
+            self.engine.owes_window &= !self.guest_ended && !self.silent;
+            self.engine.open_window(now, tx);
             // In TIME-WAIT smoltcp would forget what the host has not taken yet.
             self.silent = self.engine.socket().state() == State::TimeWait;
             if self.silent {
@@ -321,7 +322,11 @@ impl<S: TcpSocket> Open<S> {
                 if !self.silent {
                     self.engine.unstick(now, tx);
                 }
-                return Progress::Idle;
+                return if self.engine.owes_window {
+                    Progress::More
+                } else {
+                    Progress::Idle
+                };
             }
         }
         Progress::More

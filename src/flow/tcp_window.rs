@@ -16,15 +16,17 @@ use crate::net::parse::{TcpSegment, tcp_flags};
 use crate::net::{Instant, emit};
 
 impl Engine {
-    /// Tells the guest how much it may send, if that has become much more than it knows.
+    /// Tells the guest how much it may send, if that has become much more than it knows, as soon as there is room for it.
     pub(super) fn open_window(&mut self, now: Instant, tx: &mut TxBatch) {
+        if !self.owes_window {
+            return;
+        }
         let sent = self.line.sent;
         let signed = |distance: u32| distance.cast_signed().max(0);
         let gain = signed(self.acceptable().wrapping_sub(sent.edge));
         let left = signed(sent.edge.wrapping_sub(self.line.next_in));
-        if gain >= left.max(i32::from(self.path.mss().min(0x7fff))) {
-            self.announce(now, tx, sent.last.ack);
-        }
+        let much = gain >= left.max(i32::from(self.path.mss().min(0x7fff)));
+        self.owes_window = much && !self.announce(now, tx, sent.last.ack);
     }
 
     /// Acknowledges up to a sequence number, and tells the guest how much it may send; false when there is no room for
@@ -38,14 +40,14 @@ impl Engine {
         told
     }
 
-    /// The header of a segment that acknowledges up to a sequence number.
+    /// The header of a segment that acknowledges up to a sequence number; [`Engine::note_told`] once it was sent.
     pub(super) fn acknowledgement(&mut self, now: Instant, ack: u32) -> emit::BareSegment {
         let (limit, shift) = (self.acceptable(), self.limit().1);
         let queue = length(self.socket().recv_queue());
         let room = (length(RING) - queue) >> shift;
         let room = u16::try_from(room).unwrap_or(u16::MAX);
         let reach = self.reach();
-        let sent = &mut self.line.sent;
+        let sent = self.line.sent;
         let beyond = |reach: &u32| ahead_of(sent.next, *reach);
         emit::BareSegment {
             ends: self.ends.reversed(),
@@ -59,7 +61,11 @@ impl Engine {
     }
 
     /// The guest was sent a segment that smoltcp does not know of.
-    pub(super) const fn note_told(&mut self, segment: &emit::BareSegment) {
+    pub(super) fn note_told(&mut self, segment: &emit::BareSegment) {
+        let (_, shift) = self.limit();
+        self.line
+            .sent
+            .note_promise(segment.ack, segment.window, shift);
         let last = &mut self.line.sent.last;
         (last.ack, last.window) = (segment.ack, segment.window);
     }
@@ -83,8 +89,8 @@ impl Engine {
         (self.extent.edge(self.line.next_in, segment), shift)
     }
 
-    /// What is to be taken of a segment that reaches beyond the window that was announced, or for which
-    /// there is no memory; none where that is all. smoltcp 0.14 takes a window that is not scaled, in a
+    /// What is to be taken of a segment that reaches beyond the window that was announced, or the end of the
+    /// stream, or for which there is no memory; none where that is all. smoltcp 0.14 takes a window that is not scaled, in a
     /// SYN, for one that is, and what is beyond its ring it would take for received.
     pub(super) fn cut(
         &mut self,
@@ -93,7 +99,7 @@ impl Engine {
         header: usize,
     ) -> Option<(Vec<u8>, TcpSegment)> {
         let end = segment.seq.wrapping_add(length(segment.payload_len));
-        let over = end.wrapping_sub(self.line.sent.edge).cast_signed().max(0);
+        let over = end.wrapping_sub(self.right_edge()).cast_signed().max(0);
         let over = usize::try_from(over).unwrap_or(usize::MAX);
         // A window of one segment is announced in whole units of its scale.
         let least = u32::from(self.path.mss()).next_multiple_of(1 << RING_SCALE);

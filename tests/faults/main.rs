@@ -39,6 +39,7 @@ mod program;
 mod published;
 mod tcp_blind;
 mod tcp_end;
+mod tcp_numbers;
 mod tcp_odd;
 mod turns;
 mod windows;

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use tapgate::buf::{LinkId, RxMeta, TxBatch, TxCapabilities};
+use tapgate::buf::{LinkId, Offload, RxMeta, TxBatch, TxCapabilities};
 use tapgate::config::Config;
 use tapgate::flow::Turn;
 use tapgate::host::simulated::{ConnectAnswer, Network, SimulatedHost, SocketId};
@@ -186,6 +186,17 @@ impl Rig {
         }
         self.tx.clear();
         more || self.net.has_events()
+    }
+
+    /// One turn for which others have left no room: what it sends anew is lost to it.
+    pub(crate) fn crowded_turn(&mut self) {
+        let fill = |_: &mut [u8]| (Offload::NONE, ());
+        for len in [1514, 60, 0] {
+            while self.tx.push(LinkId(0), len, fill).is_some() {}
+        }
+        let keep = std::mem::replace(&mut self.keep, false);
+        self.one_turn();
+        self.keep = keep;
     }
 
     /// Lets time pass, from deadline to deadline as the loop does.

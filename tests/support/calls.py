@@ -14,6 +14,7 @@ import select
 import socket
 import struct
 import sys
+import time
 
 # Of linux/in.h and linux/in6.h, where Python has no names: (IPv4, IPv6).
 LEVEL = (socket.IPPROTO_IP, socket.IPPROTO_IPV6)
@@ -147,9 +148,10 @@ class Call:
             if sent == 'ok':
                 self.wait_for_error(sock)
             received = attempt(lambda: sock.recv(65536))
-            if received == 'EAGAIN' and wait(sock, 0):
-                # The kernel queues an error, and wakes, before it sets the socket's own.
-                wait(sock, GRACE)
+            # The kernel queues an error, and wakes, before it sets the socket's own.
+            until = time.monotonic() + GRACE
+            while received == 'EAGAIN' and wait(sock, 0) and time.monotonic() < until:
+                time.sleep(0.001)
                 received = attempt(lambda: sock.recv(65536))
             results.append(f'send {sent}, receive {received}, queue {queue(sock)}')
         return ' | '.join(results)
