@@ -37,6 +37,7 @@ mod output;
 mod policy;
 mod program;
 mod published;
+mod tcp_any;
 mod tcp_blind;
 mod tcp_end;
 mod tcp_numbers;
