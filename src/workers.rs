@@ -4,13 +4,12 @@
 //! served any more. Threads are started once everything but system calls is given up, since what they inherit nobody can
 //! give up for them.
 
-use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc as answers;
 use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
@@ -64,7 +63,9 @@ impl Crew {
             let _ = answer.send(Ok(()));
             // Whatever state a panic leaves behind is not looked at again.
             let run = AssertUnwindSafe(|| runtime.block_on(carrier.run()));
-            let ended = catch_unwind(run).unwrap_or_else(|panic| Err(told(&*panic)));
+            let ended = catch_unwind(run);
+            // The log has told where, and of what.
+            let ended = ended.unwrap_or_else(|_| Err(io::Error::other("a worker panicked")));
             let _ = end.try_send(ended);
             // What a thread does at its end the filter has no calls for; the process ends soon.
             loop {
@@ -86,11 +87,4 @@ impl Crew {
             None => std::future::pending().await,
         }
     }
-}
-
-/// What a panic said.
-fn told(panic: &(dyn Any + Send)) -> io::Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    io::Error::other(anyhow!("a worker panicked: {}", text.unwrap_or("?")))
 }

@@ -25,6 +25,7 @@ mod tcp_open;
 mod tcp_patience;
 pub mod tcp_pool;
 mod tcp_rest;
+mod tcp_shield;
 mod tcp_shorten;
 mod tcp_window;
 mod tcp_written;

@@ -6,14 +6,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{ConnectError, ListenError, SendError, Socket, SocketBuffer, State};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
 use super::Fate;
 use super::tcp_ahead::Ahead;
 use super::tcp_completion::{MSS, Sent, ahead_of, option};
-use super::tcp_device::{NullDevice, OnePacket, capabilities};
+use super::tcp_device::{NullDevice, capabilities};
 use super::tcp_dialogue::Dialogue;
 use super::tcp_direct::Owed;
 use super::tcp_memory::Extent;
@@ -109,6 +109,8 @@ pub struct Engine {
     pub(super) owes_window: bool,
     /// What smoltcp does not know of what was sent.
     pub(super) ahead: Ahead,
+    /// Smoltcp has panicked over it.
+    pub(super) broken: bool,
 }
 
 impl Engine {
@@ -146,6 +148,7 @@ impl Engine {
             repeats: false,
             owes_window: false,
             ahead: Ahead::default(),
+            broken: false,
         }
     }
 
@@ -427,56 +430,6 @@ impl Engine {
             *announced = agreed.to_be_bytes();
         }
         self.ingress(now, tx, &packet);
-    }
-
-    /// Gives smoltcp a packet.
-    pub(super) fn hear(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
-        let (mss, limit, reach) = (self.mss(), self.limit(), self.reach());
-        let mut device = OnePacket {
-            packet: Some(packet),
-            bulk: false,
-            tx,
-            path: &self.path,
-            mss,
-            now,
-            sent: &mut self.line.sent,
-            limit,
-            reach,
-        };
-        self.interface
-            .poll_ingress_single(now, &mut device, &mut self.sockets);
-    }
-
-    /// Sends what is due, until nothing is or the batch is full; true when the batch stopped it.
-    /// `bulk` off lets a last segment (a RST) into the reserve for control frames.
-    pub fn egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {
-        let (mss, limit, reach) = (self.mss(), self.limit(), self.reach());
-        let mut at = self.sends_at(now);
-        loop {
-            let mut device = OnePacket {
-                packet: None,
-                bulk,
-                tx,
-                path: &self.path,
-                mss,
-                now,
-                sent: &mut self.line.sent,
-                limit,
-                reach,
-            };
-            let sent = self
-                .interface
-                .poll_egress(at, &mut device, &mut self.sockets);
-            at = now;
-            if matches!(sent, PollResult::None) {
-                return !tx.has_room();
-            }
-        }
-    }
-
-    /// When the engine wants to be polled next.
-    pub fn poll_at(&mut self, now: Instant) -> Option<Instant> {
-        self.interface.poll_at(now, &self.sockets)
     }
 }
 

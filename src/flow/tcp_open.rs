@@ -7,6 +7,7 @@
 //! the host's socket.
 
 mod ahead;
+mod breaking;
 mod carrying;
 mod failing;
 mod saving;
@@ -292,6 +293,11 @@ impl<S: TcpSocket> Open<S> {
 
     /// Moves bytes both ways and sends what is due.
     pub(super) fn pump(&mut self, now: Instant, tx: &mut TxBatch) -> Progress {
+        let progress = self.carry(now, tx);
+        self.end_broken(now, tx).unwrap_or(progress)
+    }
+
+    fn carry(&mut self, now: Instant, tx: &mut TxBatch) -> Progress {
         self.active_at = now;
         if self.guest_deadline.is_some_and(|deadline| now >= deadline) {
             return self.fail(&Failure::Guest, now, tx);

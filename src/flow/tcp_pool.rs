@@ -95,6 +95,9 @@ impl EnginePool {
 
     /// Takes an engine back whose connection is over or rests.
     pub fn put(&mut self, engine: Box<Engine>) {
+        if engine.is_broken() {
+            return;
+        }
         let small = engine.extent.held() <= WARM_BYTES && engine.extent.is_from_start();
         if small && !self.budget.is_scarce() && self.warm.len() < WARM {
             self.warm.push(engine);

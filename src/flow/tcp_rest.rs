@@ -154,13 +154,14 @@ impl Engine {
             path: self.path,
             initial: None,
         };
-        if segment.is_some() {
-            self.interface
-                .poll_ingress_single(now, &mut device, &mut self.sockets);
-        }
-        // A SYN|ACK, a FIN or an acknowledgement: one at a time.
-        self.interface
-            .poll_egress(now, &mut device, &mut self.sockets);
+        self.shielded(|it| {
+            if segment.is_some() {
+                it.interface
+                    .poll_ingress_single(now, &mut device, &mut it.sockets);
+            }
+            // A SYN|ACK, a FIN or an acknowledgement: one at a time.
+            it.interface.poll_egress(now, &mut device, &mut it.sockets);
+        });
         device.initial
     }
 }

@@ -6,6 +6,7 @@
 //! a field of the next line: `left_out`, lines of the same kind, and `lost`, lines of any kind.
 
 mod limits;
+mod panics;
 mod sink;
 
 use std::fmt;
@@ -64,6 +65,8 @@ pub fn start(verbose: u8, format: LogFormat) {
         _ => Level::TRACE,
     };
     LazyLock::force(&SINK);
+    LazyLock::force(&LIMITS);
+    panics::tell();
     let lines = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(io::stderr().is_terminal())
