@@ -20,6 +20,7 @@ use crate::handover::Handover;
 use crate::host::kernel::KernelHost;
 use crate::link::{Link, Look};
 use crate::preemption::Urgency;
+use crate::stack::share::Handed;
 use crate::stack::{self, Stack, Turn};
 
 /// Frames and bytes taken from the link in one turn: a few of the largest size.
@@ -270,8 +271,9 @@ impl<L: Link> EventLoop<L> {
         while handed < TURN_HANDED
             && let Some(thing) = self.incoming.handover.take()
         {
+            // Of neighbours little waits, and it is soon noted.
+            handed += usize::from(!matches!(thing, Handed::Neighbour(..)));
             self.stack.handle_handed(&mut turn, thing);
-            handed += 1;
         }
         let moved = frames + handed > 0 || !events.is_empty();
         for event in events.drain(..) {

@@ -17,8 +17,10 @@ use crate::stack::share::Handed;
 const LIMIT: usize = 4 << 20;
 /// What anything costs beside its bytes.
 const OVERHEAD: usize = 256;
-/// Things that may wait: as many as the limit lets, and every port twice that was published and taken back.
-const PLACES: usize = LIMIT / OVERHEAD + 2 * 65_536;
+/// Neighbours that it may have to hear of: as many as it remembers.
+const MOST_NEIGHBOURS: usize = 1024;
+/// Things that may wait: as many as the limits let, and every port twice that was published and taken back.
+const PLACES: usize = LIMIT / OVERHEAD + MOST_NEIGHBOURS + 2 * 65_536;
 
 /// One worker's end.
 pub struct Handover<H: Host> {
@@ -26,30 +28,34 @@ pub struct Handover<H: Host> {
     inbox: mpsc::Receiver<Handed<H>>,
     /// To every worker, this one included, which keeps its inbox open.
     to: Vec<mpsc::Sender<Handed<H>>>,
-    /// Bytes that wait for each.
-    waiting: Arc<[AtomicUsize]>,
+    /// What waits for each.
+    waiting: Arc<[Waiting]>,
     /// Taken out of the inbox already.
     next: Option<Handed<H>>,
 }
 
-fn cost<H: Host>(handed: &Handed<H>) -> usize {
-    match handed {
-        Handed::Frame { bytes, .. } | Handed::Whole { bytes, .. } => OVERHEAD + bytes.len(),
-        Handed::Neighbour(..)
-        | Handed::Client { .. }
-        | Handed::Port { .. }
-        | Handed::Unpublish { .. } => OVERHEAD,
-    }
+/// What waits for one worker.
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: AtomicUsize,
+    neighbours: AtomicUsize,
 }
 
-/// What can be done without, or by whoever has it.
-fn may_be_refused<H: Host>(handed: &Handed<H>) -> bool {
-    match handed {
-        Handed::Frame { .. }
-        | Handed::Whole { .. }
-        | Handed::Neighbour(..)
-        | Handed::Client { .. } => true,
-        Handed::Port { .. } | Handed::Unpublish { .. } => false,
+impl Waiting {
+    /// Where something counts and how much, and the most that may wait there; none for what is promised to somebody.
+    /// The rest can be done without, or by whoever has it.
+    fn account<H: Host>(&self, handed: &Handed<H>) -> (&AtomicUsize, usize, Option<usize>) {
+        match handed {
+            Handed::Frame { bytes, .. } | Handed::Whole { bytes, .. } => {
+                (&self.bytes, OVERHEAD + bytes.len(), Some(LIMIT))
+            }
+            Handed::Client { .. } => (&self.bytes, OVERHEAD, Some(LIMIT)),
+            // A guest with ever new addresses leaves the others their room.
+            Handed::Neighbour(..) => (&self.neighbours, 1, Some(MOST_NEIGHBOURS)),
+            Handed::Port { .. } | Handed::PortLost { .. } | Handed::Unpublish { .. } => {
+                (&self.bytes, OVERHEAD, None)
+            }
+        }
     }
 }
 
@@ -57,7 +63,7 @@ impl<H: Host> Handover<H> {
     /// The ends of so many workers.
     #[must_use]
     pub fn between(count: usize) -> Vec<Self> {
-        let waiting: Arc<[AtomicUsize]> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+        let waiting: Arc<[Waiting]> = (0..count).map(|_| Waiting::default()).collect();
         let (to, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(PLACES)).unzip();
         let ends = inboxes.into_iter().enumerate();
         ends.map(|(index, inbox)| Self {
@@ -78,14 +84,14 @@ impl<H: Host> Handover<H> {
         let (Some(sender), Some(waiting)) = (self.to.get(to), self.waiting.get(to)) else {
             return Err(handed);
         };
-        let cost = cost(&handed);
-        if may_be_refused(&handed) && waiting.load(Ordering::Relaxed) + cost > LIMIT {
+        let (sum, cost, most) = waiting.account(&handed);
+        if most.is_some_and(|most| sum.load(Ordering::Relaxed) + cost > most) {
             return Err(handed);
         }
         // Before it can be taken, which takes it off again.
-        waiting.fetch_add(cost, Ordering::Relaxed);
+        sum.fetch_add(cost, Ordering::Relaxed);
         sender.try_send(handed).map_err(|refused| {
-            waiting.fetch_sub(cost, Ordering::Relaxed);
+            sum.fetch_sub(cost, Ordering::Relaxed);
             refused.into_inner()
         })
     }
@@ -93,7 +99,8 @@ impl<H: Host> Handover<H> {
     /// The next thing that came, if there is one.
     pub fn take(&mut self) -> Option<Handed<H>> {
         let handed = self.next.take().or_else(|| self.inbox.try_recv().ok())?;
-        self.waiting[self.index].fetch_sub(cost(&handed), Ordering::Relaxed);
+        let (sum, cost, _) = self.waiting[self.index].account(&handed);
+        sum.fetch_sub(cost, Ordering::Relaxed);
         Some(handed)
     }
 
@@ -114,9 +121,12 @@ impl<H: Host> Handover<H> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::buf::{LinkId, RxMeta};
     use crate::host::simulated::SimulatedHost;
+    use crate::net::Mac;
 
     fn frame(len: usize) -> Handed<SimulatedHost> {
         Handed::Frame {
@@ -137,6 +147,12 @@ mod tests {
         }
         assert_eq!(sent, LIMIT / (65_536 + OVERHEAD));
         assert!(one.send(0, frame(65_536)).is_ok(), "each has its own limit");
+        let (addr, mac) = (IpAddr::from([10, 0, 2, 100]), Mac([2; 6]));
+        let mut neighbours = 0;
+        while one.send(1, Handed::Neighbour(addr, mac)).is_ok() {
+            neighbours += 1;
+        }
+        assert_eq!(neighbours, MOST_NEIGHBOURS, "these as well");
         assert!(
             one.send(1, Handed::Unpublish { id: 1, freed: None })
                 .is_ok()
@@ -147,7 +163,8 @@ mod tests {
         while other.take().is_some() {
             taken += 1;
         }
-        assert_eq!(taken, sent + 2);
+        assert_eq!(taken, sent + neighbours + 2);
+        assert!(one.send(1, Handed::Neighbour(addr, mac)).is_ok());
         assert!(one.send(2, frame(1)).is_err(), "nobody has that number");
     }
 }

@@ -172,7 +172,7 @@ fn event_loop<L: Link>(
     (link, (capabilities, guest_mac)): (L, LinkTraits),
     part: Part,
 ) -> Result<EventLoop<L>> {
-    let host = KernelHost::new(Arc::clone(config), part.resolver, reserve);
+    let host = KernelHost::new(Arc::clone(config), part.resolver, reserve, part.place.count);
     let mut host = host.context("opening the poller")?;
     if let Some(line) = part.opener {
         host.set_inside(line).context("watching the opener")?;

@@ -125,8 +125,8 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_UDP_PORTS, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_udp_ports: u32,
     /// Threads that carry packets, each with a queue of the tap and its share of the limits (1 to 8); the first does the
-    /// work of all while it has time [default: 1 below four processors or where the tap is there already and has one
-    /// queue, else half of them, at most 4]
+    /// work of all while it has time; no more than --max-flows or --max-udp-ports [default: 1 below four processors, below
+    /// 128M of memory, or where the tap is there already and has one queue, else half of them, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_WORKERS))]
     pub workers: Option<u8>,
     /// Look for packets for up to so many microseconds before going to sleep, while they come closer
@@ -156,12 +156,24 @@ pub struct Options {
 }
 
 impl Options {
+    /// How many workers there are: as many as were asked for, but no more than the limits that they divide.
+    fn worker_count(&self, memory: Memory) -> usize {
+        let workers = self
+            .workers
+            .map_or_else(|| default_workers(memory), usize::from);
+        let limits = self.max_flows.into_iter().chain([self.max_udp_ports]);
+        let limits = limits.filter_map(|limit| usize::try_from(limit).ok());
+        limits.fold(workers, usize::min)
+    }
+
     /// The configuration that these words ask for where there is so much memory, without the host's search
     /// list.
     #[must_use]
     pub fn config(&self, memory: Memory) -> Config {
+        let workers = self.worker_count(memory);
         let mut fitting = Config {
             mtu: self.mtu,
+            workers,
             ..Config::default()
         };
         fitting.fit(memory);
@@ -184,7 +196,7 @@ impl Options {
                 .collect(),
             max_flows: self.max_flows.unwrap_or(fitting.max_flows),
             max_udp_ports: self.max_udp_ports,
-            workers: self.workers.map_or_else(default_workers, usize::from),
+            workers,
             busy_poll: Duration::from_micros(self.busy_poll),
             max_buffer_memory: self.max_buffer_memory.unwrap_or(fitting.max_buffer_memory),
             ring_space: fitting.ring_space,
@@ -222,13 +234,25 @@ impl Options {
     }
 }
 
-/// As many workers as leave processors for the guest and for the servers that it speaks to.
-fn default_workers() -> usize {
+/// Memory that a worker nobody asked for is to have, bytes.
+const FOR_A_WORKER: u64 = 64 << 20;
+
+/// As many workers as leave processors for the guest and for the servers that it speaks to, where there is memory for them.
+fn default_workers(memory: Memory) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    match processors {
+    let workers = match processors {
         0..4 => 1,
         4.. => (processors / 2).min(4),
-    }
+    };
+    let limits = [memory.resident, memory.address_space];
+    let affordable = limits
+        .into_iter()
+        .flatten()
+        .min()
+        .map(|it| it / FOR_A_WORKER);
+    affordable.map_or(workers, |most| {
+        workers.min(usize::try_from(most).unwrap_or(workers)).max(1)
+    })
 }
 
 /// A number of seconds within a range.

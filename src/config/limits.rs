@@ -22,6 +22,8 @@ const USUAL_MTU: u64 = 1500;
 const FLOW_HERE: u64 = 4 << 10;
 /// Address space of one that moves ([`Config::ring_space`]).
 const ENGINE_SPACE: usize = 2 << 20;
+/// What a worker takes beside the first, bytes: its batches and what may wait for it, and its thread's stack.
+const WORKER: u64 = 8 << 20;
 /// The least that is of any use.
 const LEAST_FLOWS: u64 = 64;
 const LEAST_ENGINES: usize = 8;
@@ -38,11 +40,12 @@ pub struct Memory {
 impl Config {
     /// Lets the limits follow the memory that there is: half for flows, a quarter for buffers and a quarter for what
     /// flows that move hold beyond that limit, of what a control group leaves; half for rings and a quarter for flows of the
-    /// address space. The MTU must be there.
+    /// address space. The MTU must be there, and the number of workers.
     pub fn fit(&mut self, memory: Memory) {
+        let others = WORKER * (self.workers as u64).saturating_sub(1);
         let (mut flows, mut buffers) = (u64::from(DEFAULT_MAX_FLOWS), DEFAULT_MAX_BUFFER_MEMORY);
         if let Some(resident) = memory.resident {
-            let free = resident.saturating_sub(AT_REST);
+            let free = resident.saturating_sub(AT_REST + others);
             flows = flows.min(free / 2 / FLOW);
             buffers = buffers.min(usize::try_from(free / 4).unwrap_or(buffers));
             let engine = ENGINE + 2 * u64::from(self.mtu).saturating_sub(USUAL_MTU);
@@ -50,6 +53,7 @@ impl Config {
             self.ring_space = engines.max(LEAST_ENGINES).saturating_mul(ENGINE_SPACE);
         }
         if let Some(space) = memory.address_space {
+            let space = space.saturating_sub(others);
             flows = flows.min(space / 4 / FLOW_HERE);
             let space = usize::try_from(space / 2).unwrap_or(usize::MAX);
             self.ring_space = self.ring_space.min(space);
@@ -96,14 +100,22 @@ mod tests {
         };
         let (flows, buffers, rings) = fitted(space);
         assert_eq!((flows, buffers, rings), (2560, most.1, 20 << 20));
+        let mut shared = Config {
+            workers: 3,
+            ..Config::default()
+        };
+        shared.fit(space);
+        assert_eq!((shared.max_flows, shared.ring_space), (1536, 12 << 20));
     }
 
     #[test]
     fn what_is_promised_is_there() {
-        for (mebibytes, mtu) in (24..4096).flat_map(|mib| [(mib, 1500), (mib, 65_520)]) {
-            let free = (mebibytes << 20) - AT_REST;
+        let kinds = [(1500, 1), (65_520, 1), (1500, 4)];
+        for (mebibytes, (mtu, workers)) in (48..4096).flat_map(|mib| kinds.map(|it| (mib, it))) {
+            let free = (mebibytes << 20) - AT_REST - (workers as u64 - 1) * WORKER;
             let mut config = Config {
                 mtu,
+                workers,
                 ..Config::default()
             };
             config.fit(resident(mebibytes << 20));

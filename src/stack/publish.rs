@@ -23,7 +23,7 @@ use crate::host::{DatagramRole, Host, TcpSocket, Token};
 use crate::net::emit::Ends;
 use crate::net::{Duration, Instant};
 
-use super::share::{Freed, Handed};
+use super::share::{FIRST, Freed, Handed};
 use super::{Stack, mapping, room, udp};
 use line::{Left, Line};
 
@@ -220,7 +220,17 @@ impl<H: Host> Stack<H> {
     pub(super) fn take_port(&mut self, host: &mut H, id: usize, rule: Publish, socket: H::Udp) {
         match host.udp_watch(listener_token(id), &socket) {
             Ok(()) => self.published.add(id, rule, Socket::Udp(socket)),
-            Err(error) => tracing::warn!(port = %rule.host, %error, "published port is not served"),
+            Err(error) => {
+                tracing::warn!(port = %rule.host, %error, "published port is not served");
+                self.share.hand(FIRST, Handed::PortLost { id });
+            }
+        }
+    }
+
+    /// The worker of a UDP port does not serve it: whoever asks what is published does not hear of it any more.
+    pub(super) fn lose_port(&mut self, id: usize) {
+        if let Some(port) = self.published.remove(id) {
+            tracing::warn!(port = %port.rule.host, "published port is taken back: its worker does not serve it");
         }
     }
 

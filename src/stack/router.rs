@@ -182,6 +182,10 @@ impl<H: Host> Stack<H> {
                 true
             }
             Discovery::RouterSolicitation { .. } => {
+                // Who hears from the host what is new tells all guests.
+                if let Some(elsewhere) = self.share.of_first() {
+                    return elsewhere;
+                }
                 let routes = self.ask_for_routes(turn);
                 let wire = self.back_to(ip.wire, asker);
                 advertise(

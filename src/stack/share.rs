@@ -25,7 +25,7 @@ use super::counters::Disposition;
 use super::{Stack, mapping};
 
 /// The worker that has what there is once.
-const FIRST: usize = 0;
+pub(super) const FIRST: usize = 0;
 
 /// One of the workers of a network.
 #[derive(Debug, Clone, Copy)]
@@ -46,10 +46,12 @@ impl Place {
         hash: KeyedState::new((0, 0)),
     };
 
-    /// This worker's part of a limit that is for all of them together; at least one.
+    /// This worker's part of a limit that is for all of them together; at least one, so that there are to be no more
+    /// workers than the least limit has room for.
     #[must_use]
     pub const fn part(self, limit: usize) -> usize {
-        let part = limit / self.count;
+        let rest = limit % self.count;
+        let part = limit / self.count + (self.index < rest) as usize;
         if part == 0 { 1 } else { part }
     }
 
@@ -97,7 +99,7 @@ pub enum Handed<H: Host> {
         bytes: Vec<u8>,
         /// What the link said of it.
         meta: RxMeta,
-        /// How many workers have looked at it.
+        /// How many workers have looked for its flow.
         seen: usize,
     },
     /// A packet of the guest's that came in fragments.
@@ -106,7 +108,7 @@ pub enum Handed<H: Host> {
         bytes: Vec<u8>,
         /// The way that it came.
         wire: Wire,
-        /// How many workers have looked at it.
+        /// How many workers have looked for its flow.
         seen: usize,
     },
     /// Where a guest is on the link.
@@ -129,6 +131,11 @@ pub enum Handed<H: Host> {
         /// Its socket.
         socket: H::Udp,
     },
+    /// A published UDP port that can not be served after all.
+    PortLost {
+        /// Its number.
+        id: usize,
+    },
     /// A published UDP port is taken back.
     Unpublish {
         /// Its number.
@@ -144,7 +151,7 @@ pub type Freed = Box<dyn FnOnce() + Send>;
 /// A worker's side of the sharing.
 pub(super) struct Share<H: Host> {
     pub(super) place: Place,
-    /// Workers that have looked at the frame in hand before.
+    /// Workers that have looked for the flow of the frame in hand before.
     seen: usize,
     outbox: VecDeque<(usize, Handed<H>)>,
 }
@@ -167,9 +174,10 @@ impl<H: Host> Share<H> {
         }
     }
 
-    /// What belongs to no flow here, while others have not looked at it.
+    /// What belongs to no flow here, while others have not looked at it. In the end it is back at the first who did: by
+    /// whose queue an answer goes, by that the kernel sends what follows.
     pub(super) const fn of_others(&self) -> Option<Disposition> {
-        if self.seen + 1 < self.place.count {
+        if self.seen < self.place.count && !self.place.is_alone() {
             Some(Disposition::Elsewhere(Whose::Others))
         } else {
             None
@@ -182,11 +190,11 @@ impl<H: Host> Share<H> {
 
     /// Who is to look at the frame in hand next, and how many have then.
     const fn next(&self, whose: Whose) -> (usize, usize) {
-        let to = match whose {
-            Whose::Worker(index) => index,
-            Whose::Others => (self.place.index + 1) % self.place.count,
-        };
-        (to, self.seen + 1)
+        match whose {
+            // Nobody has looked for a flow of it here.
+            Whose::Worker(index) => (index, self.seen),
+            Whose::Others => ((self.place.index + 1) % self.place.count, self.seen + 1),
+        }
     }
 }
 
@@ -251,6 +259,7 @@ impl<H: Host> Stack<H> {
                 rule,
             } => self.take_client(turn, socket, client, rule),
             Handed::Port { id, rule, socket } => self.take_port(turn.host, id, rule, socket),
+            Handed::PortLost { id } => self.lose_port(id),
             Handed::Unpublish { id, freed } => self.give_port_up(id, freed),
         }
     }
@@ -262,28 +271,27 @@ impl<H: Host> Stack<H> {
             Handed::Frame { .. } | Handed::Whole { .. } => self.counters.lose_handed(),
             Handed::Neighbour(addr, mac) => self.neighbours.tell_again(addr, mac),
             Handed::Client { .. } => self.handle_handed(turn, handed),
-            Handed::Port { rule, .. } => {
-                tracing::warn!(port = %rule.host, "no worker serves the published port");
-            }
+            Handed::Port { id, .. } | Handed::PortLost { id } => self.lose_port(id),
             Handed::Unpublish { id, .. } => {
                 tracing::warn!(id, "no worker gives the published port up");
             }
         }
     }
 
-    /// Hands a frame on, if it is another's.
+    /// Hands a frame on, if it is another's, behind what was learned from it: so nobody learns the same from it and tells
+    /// all anew.
     pub(super) fn hand_on(&mut self, disposition: Disposition, bytes: &[u8], meta: RxMeta) {
-        if let Disposition::Elsewhere(whose) = disposition {
-            let (to, seen) = self.share.next(whose);
-            let bytes = bytes.to_vec();
-            self.share.hand(to, Handed::Frame { bytes, meta, seen });
-        }
         let Place { index, count, .. } = self.share.place;
         for (addr, mac) in self.neighbours.take_news() {
             self.dhcp.note_use(addr, mac);
             for other in (0..count).filter(|other| *other != index) {
                 self.share.hand(other, Handed::Neighbour(addr, mac));
             }
+        }
+        if let Disposition::Elsewhere(whose) = disposition {
+            let (to, seen) = self.share.next(whose);
+            let bytes = bytes.to_vec();
+            self.share.hand(to, Handed::Frame { bytes, meta, seen });
         }
     }
 

@@ -53,10 +53,11 @@ impl Queues {
         match self.learned.get(&flow) {
             Some(worker) if remembers => *worker,
             Some(_) | None => {
-                let hash = flow.iter().fold(7_usize, |hash, byte| {
-                    hash * 31 % 65_521 + usize::from(*byte)
+                // FNV-1a.
+                let hash = flow.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                    (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
                 });
-                hash % self.count
+                usize::try_from(hash >> 32).unwrap() % self.count
             }
         }
     }

@@ -85,7 +85,7 @@ pub struct KernelHost {
 
 impl KernelHost {
     /// Opens the epoll set. Needs a tokio runtime. Without a source nobody will ask for the host's resolvers.
-    /// Guests get none of the descriptors in `reserve`.
+    /// Guests get none of the descriptors in `reserve`, and one of so many `workers` its part of the large pipes.
     ///
     /// # Errors
     /// When no descriptor is left.
@@ -93,6 +93,7 @@ impl KernelHost {
         config: Arc<Config>,
         resolv_conf: Option<Source>,
         reserve: Reserve,
+        workers: usize,
     ) -> io::Result<Self> {
         Ok(Self {
             poller: Watched::new(EventSet::new()?)?,
@@ -108,7 +109,7 @@ impl KernelHost {
             ports: Ports::of_host(),
             inside: Inside::default(),
             ports_inside: Ports::of_namespace(),
-            pipes: Pipes::new(config.workers),
+            pipes: Pipes::new(workers),
             config,
             reserve,
             own_events: Vec::new(),
