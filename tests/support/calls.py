@@ -31,7 +31,7 @@ PATIENCE = 2000
 # Longer for a connection attempt, in seconds: an error that comes back while connect() still holds
 # the socket does not end it, and the kernel tries again after a second.
 CONNECT_PATIENCE = 5
-# How long something unwanted has to show up, once its witness is there.
+# How long something unwanted has to show up, once its witness is there, milliseconds.
 GRACE = 100
 
 
@@ -149,7 +149,7 @@ class Call:
                 self.wait_for_error(sock)
             received = attempt(lambda: sock.recv(65536))
             # The kernel queues an error, and wakes, before it sets the socket's own.
-            until = time.monotonic() + GRACE
+            until = time.monotonic() + GRACE / 1000
             while received == 'EAGAIN' and wait(sock, 0) and time.monotonic() < until:
                 time.sleep(0.001)
                 received = attempt(lambda: sock.recv(65536))
