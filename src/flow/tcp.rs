@@ -327,8 +327,8 @@ impl<S: TcpSocket> TcpFlow<S> {
                     // It may have waited for room.
                     return Progress::More;
                 }
-            } else {
-                open.save_memory(now, tx);
+            } else if !open.save_memory(now, tx) {
+                return Progress::More;
             }
             return progress;
         }
@@ -462,7 +462,7 @@ impl<S: TcpSocket> TcpFlow<S> {
         if let Phase::Resting(open) = std::mem::replace(&mut self.state, Phase::Gone) {
             self.state = match open.wake(now, (self.path, self.ends), pool) {
                 Ok(open) => Phase::Open(open),
-                Err(open) => Phase::Resting(open),
+                Err(open) => open.map_or(Phase::Gone, Phase::Resting),
             };
         }
     }

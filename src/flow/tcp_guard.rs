@@ -9,7 +9,6 @@
 use smoltcp::socket::tcp::State;
 
 use super::Fate;
-use super::tcp_completion::ahead_of;
 use super::tcp_engine::{Engine, length};
 use crate::buf::TxBatch;
 use crate::net::parse::{TcpSegment, tcp_flags};
@@ -116,8 +115,9 @@ impl Engine {
                 Worth::Nothing
             };
         }
-        let unsent = ahead_of(segment.ack, self.line.sent.next);
-        let made_up = segment.has(tcp_flags::SYN) || (segment.has(tcp_flags::ACK) && unsent);
+        // What was not sent, or so long ago that it could be either (RFC 5961 5.2).
+        let old = self.line.sent.next.wrapping_sub(segment.ack);
+        let made_up = segment.has(tcp_flags::SYN) || (segment.has(tcp_flags::ACK) && old >= FAR);
         if synchronized && made_up {
             Worth::Doubtful
         } else {

@@ -20,7 +20,7 @@ use super::Fate;
 use super::tcp::{Progress, TIME_WAIT};
 use super::tcp_ahead::Way;
 use super::tcp_engine::{Engine, LastSent, Path};
-use super::tcp_pool::EnginePool;
+use super::tcp_pool::{EnginePool, NoEngine};
 use super::tcp_rest::{Rest, Streams};
 use crate::buf::TxBatch;
 use crate::config::Timeouts;
@@ -164,15 +164,16 @@ impl<S: TcpSocket> Open<S, Rest> {
         self.socket.reset();
     }
 
-    /// Takes an engine again. Stays as it is where there is no memory for one.
+    /// Takes an engine again. Stays as it is where there is no memory for one; where none goes on from there it is over,
+    /// and the host's socket is reset.
     pub(super) fn wake(
         self,
         now: Instant,
         (path, ends): (Path, Ends),
         pool: &mut EnginePool,
-    ) -> Result<Open<S>, Self> {
+    ) -> Result<Open<S>, Option<Self>> {
         match pool.resume(now, (path, ends), &self.engine, self.streams()) {
-            Some(engine) => {
+            Ok(engine) => {
                 let (_, open) = self.with(engine);
                 Ok(Open {
                     active_at: now,
@@ -180,7 +181,11 @@ impl<S: TcpSocket> Open<S, Rest> {
                     ..open
                 })
             }
-            None => Err(self),
+            Err(NoEngine::Memory) => Err(Some(self)),
+            Err(NoEngine::Elsewhere) => {
+                self.reset();
+                Err(None)
+            }
         }
     }
 }
@@ -293,6 +298,9 @@ impl<S: TcpSocket> Open<S> {
 
     /// Moves bytes both ways and sends what is due.
     pub(super) fn pump(&mut self, now: Instant, tx: &mut TxBatch) -> Progress {
+        if let Some(over) = self.end_broken(now, tx) {
+            return over;
+        }
         let progress = self.carry(now, tx);
         self.end_broken(now, tx).unwrap_or(progress)
     }
@@ -471,7 +479,9 @@ impl<S: TcpSocket> Open<S> {
 
     fn fail(&mut self, failure: &Failure, now: Instant, tx: &mut TxBatch) -> Progress {
         self.failed = true;
-        if matches!(failure, Failure::Host) || self.guest_deadline.is_some() {
+        if self.engine.is_broken() {
+            self.engine.reset_guest(now, tx);
+        } else if matches!(failure, Failure::Host) || self.guest_deadline.is_some() {
             self.engine.socket().abort();
             self.engine.egress(now, tx, false);
         }

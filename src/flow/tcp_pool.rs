@@ -23,6 +23,15 @@ const WARM_BYTES: usize = 64 * 1024;
 /// Engines that were not needed for this long are freed.
 const WARM_TIME: Duration = Duration::from_secs(2);
 
+/// Why no engine goes on where another had stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoEngine {
+    /// There is no memory for one now.
+    Memory,
+    /// None would stand there: it never will.
+    Elsewhere,
+}
+
 #[expect(
     clippy::vec_box,
     reason = "an engine stays where it is while it goes from one connection to the next"
@@ -77,19 +86,24 @@ impl EnginePool {
     }
 
     /// An engine that goes on where another had stopped.
+    ///
+    /// # Errors
+    /// Why there is none.
     pub(super) fn resume(
         &mut self,
         now: Instant,
         (path, ends): (Path, Ends),
         rest: &Rest,
         streams: Streams,
-    ) -> Option<Box<Engine>> {
-        let mut engine = self.engine(now, path, ends.dst.ip(), rest.seed())?;
+    ) -> Result<Box<Engine>, NoEngine> {
+        let seed = rest.seed();
+        let engine = self.engine(now, path, ends.dst.ip(), seed);
+        let mut engine = engine.ok_or(NoEngine::Memory)?;
         if engine.resume(now, ends, rest, streams) {
-            Some(engine)
+            Ok(engine)
         } else {
             self.put(engine);
-            None
+            Err(NoEngine::Elsewhere)
         }
     }
 

@@ -95,6 +95,7 @@ impl Engine {
     ) -> bool {
         let line = rest.0;
         let ours = line.sent.initial.wrapping_add(1);
+        self.set_ends(ends);
         let overdue = now >= streams.keepalive_at(self.path.timeouts);
         let socket = self.prepare();
         if overdue {
@@ -132,7 +133,6 @@ impl Engine {
         // smoltcp has said as much as its SYN could, and takes as much as its ring has room for.
         let room = length(RING).min(u32::from(u16::MAX) << self.limit().1);
         self.line.sent.room = line.next_in.wrapping_add(room);
-        self.set_ends(ends);
         self.extent.begin_at(line.next_in);
         if overdue {
             self.hurry();
@@ -319,7 +319,7 @@ mod tests {
                 };
                 let rest = rest(initial, initial.rotate_left(7));
                 let engine = pool.resume(Instant::ZERO, (path(), ends()), &rest, streams);
-                assert!(engine.is_some(), "{initial:#x} {streams:?}");
+                assert!(engine.is_ok(), "{initial:#x} {streams:?}");
                 pool.put(engine.unwrap());
             }
         }

@@ -73,11 +73,11 @@ impl Engine {
             .poll_ingress_single(now, &mut device, &mut self.sockets);
     }
 
-    /// Sends what is due, until nothing is or the batch is full; true when the batch stopped it.
+    /// Sends what is due, until nothing is or the batch is full; true when the batch stopped it, or a panic.
     /// `bulk` off lets a last segment (a RST) into the reserve for control frames.
     pub fn egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {
         let stopped = self.shielded(|it| it.poll_egress(now, tx, bulk));
-        stopped.unwrap_or(false)
+        stopped.unwrap_or(true)
     }
 
     fn poll_egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {

@@ -362,7 +362,7 @@ pub struct Woken {
 
 /// A UDP socket of the host.
 pub trait UdpSocket {
-    /// Sends a datagram, or several: one that can not leave does not keep those behind it.
+    /// Sends a datagram, or several: one that is too long does not keep a shorter one behind it.
     ///
     /// # Errors
     /// What `sendto(2)` reports; it concerns only as many of these datagrams as it says.

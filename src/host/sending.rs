@@ -1,9 +1,9 @@
 //! What became of datagrams that were to be sent.
 //!
 //! Comes in: one attempt after the other. Goes out: how many failed, and what the first of them was
-//! told. One that can not leave does not keep those behind it, but for want of room.
+//! told. One that is too long does not keep a shorter one behind it.
 
-use std::io::{self, ErrorKind};
+use std::io;
 
 /// Why datagrams did not leave.
 #[derive(Debug, thiserror::Error)]
@@ -20,21 +20,24 @@ pub struct SendFailure {
 #[derive(Debug, Default)]
 pub(crate) struct Sending {
     failure: Option<SendFailure>,
-    full: bool,
+    /// The length from which on none leaves; none at all where that is 0.
+    too_long: Option<usize>,
 }
 
 impl Sending {
-    /// Sends the next. Once the socket has no room, that is not tried: each would only be told the same.
-    pub(crate) fn attempt(&mut self, send: impl FnOnce() -> io::Result<()>) {
-        let sent = if self.full {
-            Err(ErrorKind::WouldBlock.into())
-        } else {
-            send()
-        };
-        if let Err(error) = sent {
-            self.full |= error.kind() == ErrorKind::WouldBlock;
-            let failure = SendFailure { error, lost: 0 };
-            self.failure.get_or_insert(failure).lost += 1;
+    /// Sends the next, of `len` bytes. It is not tried where it would only be told the same as one before: too long is what a
+    /// longer one is, too, and all else (no room, no route, no permission) is said of the others as well.
+    pub(crate) fn attempt(&mut self, len: usize, send: impl FnOnce() -> io::Result<()>) {
+        if self.too_long.is_none_or(|most| len < most) {
+            let Err(error) = send() else {
+                return;
+            };
+            let too_long = error.raw_os_error() == Some(libc::EMSGSIZE);
+            self.too_long = Some(if too_long { len } else { 0 });
+            self.failure.get_or_insert(SendFailure { error, lost: 0 });
+        }
+        if let Some(failure) = &mut self.failure {
+            failure.lost += 1;
         }
     }
 
@@ -48,35 +51,40 @@ impl Sending {
 mod tests {
     use super::*;
 
-    /// What is said of datagrams that are told these, and how many were tried.
-    fn sent(outcomes: &[Option<ErrorKind>]) -> (Result<(), (ErrorKind, usize)>, usize) {
+    /// What is said of datagrams of these lengths that are told these, and how many were tried.
+    fn sent(outcomes: &[(usize, i32)]) -> (Result<(), (Option<i32>, usize)>, usize) {
         let (mut sending, mut tried) = (Sending::default(), 0);
-        for outcome in outcomes {
-            sending.attempt(|| {
+        for (len, errno) in outcomes {
+            sending.attempt(*len, || {
                 tried += 1;
-                outcome.map_or(Ok(()), |kind| Err(kind.into()))
+                match errno {
+                    0 => Ok(()),
+                    errno => Err(io::Error::from_raw_os_error(*errno)),
+                }
             });
         }
-        let said = sending.end().map_err(|it| (it.error.kind(), it.lost));
+        let said = sending.end();
+        let said = said.map_err(|it| (it.error.raw_os_error(), it.lost));
         (said, tried)
     }
 
     #[test]
-    fn one_that_fails_does_not_keep_the_others() {
-        let (refused, denied) = (ErrorKind::ConnectionRefused, ErrorKind::PermissionDenied);
-        assert_eq!(sent(&[None, None]), (Ok(()), 2));
-        let mixed = [None, Some(refused), None, Some(denied), None];
-        assert_eq!(sent(&mixed), (Err((refused, 2)), 5));
+    fn one_that_is_too_long_does_not_keep_shorter_ones() {
+        let too_long = libc::EMSGSIZE;
+        assert_eq!(sent(&[(9, 0), (9, 0)]), (Ok(()), 2));
+        let last = [(9, too_long), (9, too_long), (4, 0)];
+        assert_eq!(sent(&last), (Err((Some(too_long), 2)), 2));
+        let both = [(9, too_long), (4, too_long), (3, 0)];
+        assert_eq!(sent(&both), (Err((Some(too_long), 2)), 3));
     }
 
     #[test]
-    fn without_room_the_rest_is_not_tried() {
-        let full = ErrorKind::WouldBlock;
-        assert_eq!(sent(&[None, Some(full), None, None]), (Err((full, 3)), 2));
-        let denied = ErrorKind::PermissionDenied;
-        assert_eq!(
-            sent(&[Some(denied), Some(full), None]),
-            (Err((denied, 3)), 2)
-        );
+    fn what_is_said_of_all_is_asked_once() {
+        for errno in [libc::EAGAIN, libc::ENOBUFS, libc::ENETUNREACH, libc::EPERM] {
+            let all = [(9, 0), (9, errno), (9, 0), (4, 0)];
+            assert_eq!(sent(&all), (Err((Some(errno), 3)), 2));
+        }
+        let both = [(9, libc::EMSGSIZE), (4, libc::EAGAIN), (3, 0)];
+        assert_eq!(sent(&both), (Err((Some(libc::EMSGSIZE), 3)), 2));
     }
 }

@@ -9,9 +9,10 @@ mod limits;
 mod panics;
 mod sink;
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, IsTerminal, Stderr, Write};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -51,9 +52,17 @@ impl LogFormat {
 static SINK: LazyLock<Mutex<Sink<Stderr>>> = LazyLock::new(|| Mutex::new(Sink::new(io::stderr())));
 static LIMITS: LazyLock<Mutex<Limits>> = LazyLock::new(Mutex::default);
 
-/// A thread that panicked left nothing behind that the next could not use.
-fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+thread_local! {
+    /// This thread is within the log.
+    static SPEAKS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has something of the log's for a moment. A thread that panicked left nothing behind that the next could not use.
+fn with<T, R>(shared: &Mutex<T>, act: impl FnOnce(&mut T) -> R) -> R {
+    let spoke = SPEAKS.replace(true);
+    let outcome = act(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
+    SPEAKS.set(spoke);
+    outcome
 }
 
 /// Starts the log: `verbose` is how much more than warnings is said.
@@ -65,7 +74,6 @@ pub fn start(verbose: u8, format: LogFormat) {
         _ => Level::TRACE,
     };
     LazyLock::force(&SINK);
-    LazyLock::force(&LIMITS);
     panics::tell();
     let lines = tracing_subscriber::fmt()
         .with_max_level(level)
@@ -89,16 +97,16 @@ pub fn start(verbose: u8, format: LogFormat) {
 /// Takes a description of standard error that is this process's alone, where there can be one. For the process
 /// that carries packets, while files can still be opened.
 pub fn detach() {
-    locked(&SINK).detach();
+    with(&SINK, Sink::detach);
 }
 
 /// The last word of this process: what was left out and lost and not yet told.
 pub fn end() {
-    let untold = locked(&LIMITS).end();
+    let untold = with(&LIMITS, Limits::end);
     for (kind, left_out) in untold {
         tracing::warn!(kind, left_out, "more of these lines were left out");
     }
-    if locked(&SINK).lost() > 0 {
+    if with(&SINK, |sink| sink.lost()) > 0 {
         tracing::warn!("lines were lost: nobody read them");
     }
 }
@@ -126,7 +134,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let now = std::time::Instant::now();
-        let verdict = locked(&LIMITS).ask(event.metadata(), now);
+        let verdict = with(&LIMITS, |limits| limits.ask(event.metadata(), now));
         match verdict {
             // A line without a byte is not written.
             Verdict::LeaveOut => Ok(()),
@@ -155,7 +163,7 @@ impl<'a> MakeWriter<'a> for Lines {
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        locked(&SINK).write(line, self.0);
+        with(&SINK, |sink| sink.write(line, self.0));
         Ok(line.len())
     }
 

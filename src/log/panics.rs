@@ -1,28 +1,22 @@
 //! What a panic says, as a line of the log: at most as often as any other kind, and waiting for nobody.
 //!
-//! Comes in: panics of any thread. Goes out: a line for each. Where the log itself may be what panicked the runtime's own
-//! words go to standard error.
+//! Comes in: panics of any thread. Goes out: a line for each. Where it is the log that panics the runtime's own words go to
+//! standard error.
 
 use std::panic::{self, PanicHookInfo};
-use std::sync::{Mutex, TryLockError};
 
-use super::{LIMITS, SINK};
+use super::SPEAKS;
 
 /// From now on panics are told in the log.
 pub(super) fn tell() {
     let runtimes = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        if is_free(&SINK) && is_free(&LIMITS) {
-            say(panic);
-        } else {
+        if SPEAKS.get() {
             runtimes(panic);
+        } else {
+            say(panic);
         }
     }));
-}
-
-/// Whoever holds it may be who panics.
-fn is_free<T>(shared: &Mutex<T>) -> bool {
-    !matches!(shared.try_lock(), Err(TryLockError::WouldBlock))
 }
 
 fn say(panic: &PanicHookInfo<'_>) {

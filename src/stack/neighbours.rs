@@ -77,18 +77,17 @@ impl Neighbours {
         self.known.insert(addr, mac) != Some(mac)
     }
 
-    /// What was learned since the last time.
+    /// What was learned since the last time, and still holds.
     pub fn take_news(&mut self) -> Vec<(IpAddr, Mac)> {
-        std::mem::take(&mut self.news)
+        let mut news = std::mem::take(&mut self.news);
+        news.retain(|(addr, mac)| self.known.get(addr) == Some(mac));
+        news
     }
 
     /// Has another worker told again, with what is learned next: it had no room. What is out of date by then, or
     /// too much, it learns from frames of its own.
     pub fn tell_again(&mut self, addr: IpAddr, mac: Mac) {
-        if self.news.len() < MAX_UNTOLD
-            && self.heard(addr) == Some(mac)
-            && !self.news.contains(&(addr, mac))
-        {
+        if self.news.len() < MAX_UNTOLD && !self.news.contains(&(addr, mac)) {
             self.news.push((addr, mac));
         }
     }

@@ -139,6 +139,44 @@ fn edge(seen: &Seen) -> u32 {
     seen.ack.wrapping_add(u32::from(seen.window) << 5)
 }
 
+/// Such a number is behind what was sent as much as ahead of it (RFC 5961 5.2).
+#[test]
+fn row_20_acknowledgement_from_half_of_all_away_is_challenged() {
+    let (mut rig, mut peer, id) = open_and_heard();
+    for by in [
+        0x4000_0000,
+        0x7fff_ffff,
+        0x8000_0000,
+        0x8000_0100,
+        0xbfff_ffff_u32,
+    ] {
+        rig.frame(&peer.with(ACK, &[], |it| it.ack = it.ack.wrapping_add(by)));
+        let asked = peer.read(&rig.received()).pop();
+        let asked = asked.map(|it| (it.flags, it.ack));
+        assert_eq!(asked, Some((ACK, peer.next.seq)), "{by:x}");
+        rig.millis(10);
+    }
+    // An old one is only late.
+    rig.frame(&peer.with(ACK, &[], |it| it.ack = it.ack.wrapping_sub(6)));
+    assert_eq!(rig.received(), []);
+    rig.frame(&peer.data(b"more"));
+    assert_eq!(rig.net.server_read(id, 10), b"more");
+}
+
+/// A connection on which the guest has heard something.
+fn open_and_heard() -> (Rig, Peer, SocketId) {
+    let mut rig = Rig::new();
+    let (mut peer, id) = rig.open(4000, echo());
+    assert_eq!(rig.net.server_write(id, b"answer"), 6);
+    rig.turn();
+    let came = peer.read(&rig.received());
+    peer.take_all(&came);
+    rig.frame(&peer.ack());
+    rig.millis(20);
+    rig.take();
+    (rig, peer, id)
+}
+
 /// Whatever stands behind the end of the guest's stream is no part of it.
 #[test]
 fn row_20_the_end_is_the_end() {

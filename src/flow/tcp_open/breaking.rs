@@ -2,7 +2,7 @@
 //!
 //! Comes in: the flow. Goes out: a RST to the guest; the host's socket is reset with the flow.
 
-use super::Open;
+use super::{Failure, Open};
 use crate::buf::TxBatch;
 use crate::flow::tcp::Progress;
 use crate::host::TcpSocket;
@@ -11,11 +11,8 @@ use crate::net::Instant;
 impl<S: TcpSocket> Open<S> {
     /// Ends the flow if its engine is broken.
     pub(super) fn end_broken(&mut self, now: Instant, tx: &mut TxBatch) -> Option<Progress> {
-        self.engine.is_broken().then(|| {
-            self.failed = true;
-            self.engine.reset_guest(now, tx);
-            Progress::Gone
-        })
+        let broken = self.engine.is_broken();
+        broken.then(|| self.fail(&Failure::Host, now, tx))
     }
 }
 

@@ -24,15 +24,17 @@ impl<S: TcpSocket> Open<S> {
     }
 
     /// Memory is scarce, and it holds more than its share, but needs some at this moment: what it has passed on to the host
-    /// it holds no longer. The guest hears that there is more room.
-    pub(in crate::flow) fn save_memory(&mut self, now: Instant, tx: &mut TxBatch) {
+    /// it holds no longer. The guest hears that there is more room. False where that has to wait for a turn that has some.
+    pub(in crate::flow) fn save_memory(&mut self, now: Instant, tx: &mut TxBatch) -> bool {
         if self.is_beyond_share()
             && self.engine.give_passed_back(LITTLE)
             && !self.guest_ended
             && !self.silent
         {
+            self.engine.owes_window = true;
             self.engine.open_window(now, tx);
         }
+        !self.engine.owes_window
     }
 }
 

@@ -178,7 +178,8 @@ impl UdpSocket for KernelUdp {
                 ..*datagram
             };
             for piece in by_itself.datagrams() {
-                sending.attempt(|| past_old_errors(|| send_message(socket, ends, piece, None)));
+                let send = || send_message(socket, ends, piece, None);
+                sending.attempt(piece.len(), || past_old_errors(send));
             }
         }
         sending.end()

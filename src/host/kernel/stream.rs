@@ -52,13 +52,12 @@ pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
 
 /// Asks after so many seconds, and again until those to answer are over (tcp(7), `TCP_KEEPIDLE` and what follows).
 fn keepalive(after: u32, answer: u32) -> TcpKeepalive {
-    let answer = answer.max(1);
-    let questions = answer.min(QUESTIONS);
+    let interval = answer.div_ceil(QUESTIONS).max(1);
     let seconds = |count: u32| Duration::from_secs(count.clamp(1, LONGEST_KEEPALIVE).into());
     TcpKeepalive::new()
         .with_time(seconds(after))
-        .with_interval(seconds(answer / questions))
-        .with_retries(questions)
+        .with_interval(seconds(interval))
+        .with_retries((answer / interval).max(1))
 }
 
 impl KernelTcp {

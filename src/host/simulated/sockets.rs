@@ -283,7 +283,7 @@ impl UdpSocket for SimulatedDatagram {
         state.datagram_calls += 1;
         let mut sending = Sending::default();
         for payload in datagram.datagrams() {
-            sending.attempt(|| {
+            sending.attempt(payload.len(), || {
                 state.may_send(payload.len())?;
                 state.sent.push(Sent {
                     socket: SocketId(self.id),
