@@ -281,6 +281,14 @@ impl TxBatch {
             && self.frames.len() + BULK_FRAMES + CONTROL_RESERVE_FRAMES <= self.frames.capacity()
     }
 
+    /// Half of the room for bulk is used, which is as much as what is answered at once may have.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        let bytes = self.storage.len() - BULK_BYTES - CONTROL_RESERVE_BYTES;
+        let frames = self.frames.capacity() - BULK_FRAMES - CONTROL_RESERVE_FRAMES;
+        self.used > bytes / 2 || self.frames.len() > frames / 2
+    }
+
     /// Adds a frame of `len` bytes that `fill` writes; `None`, without calling `fill`, when there
     /// is no room. The control reserve may be used.
     pub fn push<R>(

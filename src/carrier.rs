@@ -21,6 +21,8 @@ use crate::preemption::Preemption;
 
 /// Busy turns in a row before signals and commands get a hearing.
 const BUSY_TURNS: u32 = 16;
+/// So do the host's sockets, and a link that was empty once: no later than this, however long a turn is.
+const BUSY_TIME: Duration = Duration::from_millis(1);
 /// How long to sleep when there is no deadline at all.
 const NO_DEADLINE: Duration = Duration::from_secs(3600);
 /// How long at most while nobody would wake a loop.
@@ -151,7 +153,7 @@ impl<L: Link> Carrier<L> {
         self.lending.look_from(began);
         let sleep = tokio::time::sleep(NO_DEADLINE);
         tokio::pin!(sleep);
-        let mut busy = 0;
+        let (mut busy, mut heard) = (0, began);
         loop {
             let turned = self.turn()?;
             self.preemption.set(turned.urgency);
@@ -166,7 +168,7 @@ impl<L: Link> Carrier<L> {
                 turned.next
             };
             match next {
-                Next::Again if busy < BUSY_TURNS => {
+                Next::Again if busy < BUSY_TURNS && heard.elapsed() < BUSY_TIME => {
                     busy += 1;
                     if rests {
                         self.lending.end_rest(Instant::now());
@@ -184,6 +186,7 @@ impl<L: Link> Carrier<L> {
             let asleep = Instant::now();
             let event = std::future::poll_fn(|cx| self.poll_event(cx, sleep.as_mut())).await;
             let awake = Instant::now();
+            heard = awake;
             self.lending.end_rest(awake);
             if looks && next != Next::Again {
                 self.busy_poll.slept(awake - asleep);

@@ -33,6 +33,8 @@ const RX_BYTES: usize = 96 * 1024;
 /// Frames and bytes produced in one turn.
 const TX_FRAMES: usize = 512;
 const TX_BYTES: usize = 256 * 1024;
+/// Of a frame that is many datagrams so many cost as much as a frame.
+const DATAGRAMS_OF_A_FRAME: usize = 16;
 /// Things from other workers that are taken in one turn.
 const TURN_HANDED: usize = 128;
 /// More bytes than this in a turn are bulk: whoever carries that has better use for the processor than
@@ -254,7 +256,10 @@ impl<L: Link> EventLoop<L> {
             };
             for (frame, meta) in rx.frames() {
                 self.stack.handle_frame(&mut turn, frame, meta);
-                frames += 1;
+                let datagrams = meta
+                    .udp_segment
+                    .map_or(1, |it| frame.len() / usize::from(it.get()));
+                frames += 1 + datagrams / DATAGRAMS_OF_A_FRAME;
                 bytes += frame.len();
             }
         }

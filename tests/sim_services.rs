@@ -501,6 +501,29 @@ fn a_stranger_s_address_is_not_carried() {
     lab.rest();
 }
 
+/// One frame after the other is many queries that nobody need ask a resolver about.
+#[test]
+fn what_is_answered_at_once_leaves_others_their_room() {
+    let mut lab = Lab::new();
+    let meta = RxMeta {
+        udp_segment: NonZeroU16::new(12),
+        ..RxMeta::plain(LinkId(0))
+    };
+    // Queries whose one question is not there.
+    let query = [b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".as_slice(); 8].concat();
+    let frame = packets::udp_frame(5000, addr("10.0.2.3:53"), &query);
+    let (answered, room) = lab.0.with_stack(|stack, turn| {
+        for _ in 0..500 {
+            stack.handle_frame(turn, &frame, meta);
+        }
+        let state = (turn.tx.len(), turn.tx.has_room());
+        turn.tx.clear();
+        state
+    });
+    assert!(answered > 50 && room, "{answered}");
+    assert!(lab.dropped(DropReason::TransmitFull) > 1000);
+}
+
 #[test]
 fn over_the_limit_a_port_is_refused() {
     let mut lab = Lab::with(Config {

@@ -177,6 +177,21 @@ fn reset_crosses_both_ways_also_behind_an_end() {
     }
 }
 
+/// What it had sent fills all on the way, so nobody reads up to its end.
+#[test]
+fn client_that_resets_is_noticed_though_the_guest_reads_nothing() {
+    let mut sim = published_with(10_000);
+    let (outside, inside) = joined(&mut sim);
+    sim.net.server_pause(inside, true);
+    for _ in 0..100 {
+        let _ = sim.net.server_write(outside, &pattern(10_000, 1));
+        sim.settle(Duration::from_millis(1));
+    }
+    sim.net.server_reset(outside);
+    assert!(sim.run(seconds(1), |sim| sim.net.server_sees_reset(inside)));
+    at_rest(&mut sim);
+}
+
 #[test]
 fn slow_reader_holds_the_sender_back_and_loses_nothing() {
     let mut sim = published_with(10_000);

@@ -41,6 +41,13 @@ impl Sending {
         }
     }
 
+    /// So many can not leave, nor those behind them.
+    pub(crate) fn give_up(&mut self, count: usize, error: io::Error) {
+        self.too_long = Some(0);
+        let failure = SendFailure { error, lost: 0 };
+        self.failure.get_or_insert(failure).lost += count;
+    }
+
     /// What became of all.
     pub(crate) fn end(self) -> Result<(), SendFailure> {
         self.failure.map_or(Ok(()), Err)

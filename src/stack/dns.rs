@@ -86,6 +86,9 @@ impl<H: Host> Stack<H> {
         match names::lookup(&self.config, bytes) {
             // Long enough for a header.
             Lookup::Pass => {}
+            Lookup::Answer(_) | Lookup::FormErr(_) if turn.tx.is_half_full() => {
+                return Disposition::Dropped(DropReason::TransmitFull);
+            }
             Lookup::Answer(answer) | Lookup::FormErr(answer) => {
                 self.answer_query(turn, self.back(wire), guest, &answer);
                 return Disposition::Answered;

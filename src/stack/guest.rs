@@ -183,6 +183,9 @@ impl<H: Host> Stack<H> {
 
     /// Answers a ping of one of the gateway's own addresses.
     fn answer_echo(&mut self, turn: &mut Turn<'_, H>, ip: &Ip<'_>, echo: &Echo<'_>) -> Disposition {
+        if turn.tx.is_half_full() {
+            return Disposition::Dropped(DropReason::TransmitFull);
+        }
         let reply = EchoReply {
             src: ip.dst,
             dst: ip.src,

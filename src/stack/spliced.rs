@@ -76,6 +76,10 @@ impl<H: Host> Stack<H> {
         } else if inside {
             let opening = flow.proceed(turn.host, token, event);
             self.after_opening(turn, token, opening);
+            // What came with the connection is told once.
+            if let Some(Flow::Spliced(flow)) = self.table.get_mut(token) {
+                flow.ready(event, true);
+            }
         }
     }
 

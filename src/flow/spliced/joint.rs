@@ -162,6 +162,15 @@ impl<S: TcpSocket, P: Pipe<S>> Joint<S, P> {
                 }
             }
             client.check()?;
+            // Behind what the inner side does not take a reset is not read.
+            let waits = inwards.as_ref().is_some_and(|pipe| pipe.held() > 0);
+            if waits
+                && std::mem::take(&mut client.error)
+                && let Err(error) = client.socket.connect_outcome()
+                && is_end(&error)
+            {
+                return Err(error);
+            }
         }
         let left_out = carry(host, inside, client, outwards, &mut self.moved)?;
         if let Err(error) = inside.check() {

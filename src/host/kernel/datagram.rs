@@ -105,6 +105,15 @@ pub(super) fn past_old_errors<T>(mut send: impl FnMut() -> io::Result<T>) -> io:
     }
 }
 
+/// The kernel, the path's MTU or the device is against trains; anything else would be said of each datagram, too (udp(7),
+/// `UDP_SEGMENT`).
+fn is_about_trains(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    [libc::EINVAL, libc::EIO, libc::EMSGSIZE, libc::EOPNOTSUPP]
+        .map(Some)
+        .contains(&errno)
+}
+
 /// Sends one payload, from one of the host's addresses where that is given; as a train of datagrams
 /// where a segment's size is.
 fn send_message(
@@ -166,18 +175,23 @@ impl UdpSocket for KernelUdp {
         let ends = (datagram.from, &to);
         let socket = &self.socket;
         for train in trains(datagram.payload, datagram.segment) {
-            if let Some(segment) = datagram.segment.filter(|it| train.len() > it.get().into())
-                && send_message(socket, ends, train, Some(segment.get())).is_ok()
-            {
-                continue;
-            }
-            // One datagram; or the kernel, the path's MTU or the device is against trains, or an error
-            // of earlier ones was told: each by itself learns what is to be told of it.
-            let by_itself = Outgoing {
+            let pieces = Outgoing {
                 payload: train,
                 ..*datagram
             };
-            for piece in by_itself.datagrams() {
+            if let Some(segment) = datagram.segment.filter(|it| train.len() > it.get().into()) {
+                let send = || send_message(socket, ends, train, Some(segment.get()));
+                match past_old_errors(send) {
+                    Ok(()) => continue,
+                    Err(error) if !is_about_trains(&error) => {
+                        sending.give_up(pieces.count(), error);
+                        continue;
+                    }
+                    // Each by itself learns what is to be told of it.
+                    Err(_) => {}
+                }
+            }
+            for piece in pieces.datagrams() {
                 let send = || send_message(socket, ends, piece, None);
                 sending.attempt(piece.len(), || past_old_errors(send));
             }

@@ -111,9 +111,8 @@ impl Inside {
             && !stock.asked
             && (stock.sockets.len() < LOW || !stock.waiting.is_empty())
         {
-            // What has come of it the line says: it is readable when the other end is gone.
-            let _ = fd::send(line, &[request(ipv6)], None);
-            stock.asked = true;
+            // That the other end is gone the line says, which is readable then; for all else it is asked again.
+            stock.asked = fd::send(line, &[request(ipv6)], None).is_ok();
         }
     }
 
@@ -167,7 +166,9 @@ impl Inside {
 
     /// There is no way until the other end says something; whoever waits is told so.
     pub(super) fn pass_over(&mut self, events: &mut Vec<Event>) {
-        if self.line.is_some() && !std::mem::replace(&mut self.silent, true) {
+        // Who could not be asked owes no answer.
+        let asked = self.line.is_some() && (self.ipv4.asked || self.ipv6.asked);
+        if asked && !std::mem::replace(&mut self.silent, true) {
             tracing::warn!("nobody answers inside: published ports lead over the tap meanwhile");
         }
         for stock in [&mut self.ipv4, &mut self.ipv6] {

@@ -25,6 +25,8 @@ const MANY: u16 = 2 * WINDOW * WINDOWS;
 const SLOW: Duration = Duration::from_millis(1);
 /// For a connection to one server it is looked so long no more often than this: ten milliseconds, or twenty.
 const SELDOM: Duration = Duration::from_millis(200);
+/// For connections to so many servers in that time, whichever they are: the rest waits.
+const LOOKS: usize = 2;
 
 /// Where the kernel keeps the first and the last port (ip(7), `ip_local_port_range`).
 const FILE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -113,6 +115,9 @@ impl Ports {
             }
         }
         probe()?;
+        if self.looked_for.len() >= LOOKS {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         limit_ports(socket.as_fd(), NO_LIMIT)?;
         let begun = begin(socket, remote);
         if clock() - since > SLOW {
