@@ -46,6 +46,27 @@ impl Path {
     }
 }
 
+#[cfg(test)]
+impl Path {
+    /// One at an MTU of 1500 that leaves everything to us.
+    pub(super) fn plain() -> Self {
+        use crate::buf::LinkId;
+        use crate::net::Mac;
+
+        Self {
+            wire: Wire {
+                link: LinkId(0),
+                src: Mac([2; 6]),
+                dst: Mac([4; 6]),
+            },
+            mtu: 1500,
+            ipv6: false,
+            capabilities: TxCapabilities::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
 /// What smoltcp must know of the link.
 pub(super) fn capabilities(path: Path) -> DeviceCapabilities {
     let mut caps = DeviceCapabilities::default();

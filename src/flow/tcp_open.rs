@@ -14,6 +14,7 @@ mod saving;
 
 use std::io::{self, ErrorKind};
 
+use breaking::Failure;
 use smoltcp::socket::tcp::State;
 
 use super::Fate;
@@ -75,14 +76,6 @@ pub(super) struct Open<S, E = Box<Engine>> {
     moving: bool,
     /// Type of service of the guest's latest segment.
     tos: u8,
-}
-
-/// What ended one direction early.
-enum Failure {
-    /// The host's side failed: the guest gets a RST.
-    Host,
-    /// The guest's side failed: the host gets a RST.
-    Guest,
 }
 
 /// The connection is over. Anything else that a socket has kept is a complaint of a router's, which
@@ -441,11 +434,6 @@ impl<S: TcpSocket> Open<S> {
         self.guest_deadline.is_some() && !self.host_failed
     }
 
-    /// Ends it: both sides get a RST.
-    pub(super) fn give_up(&mut self, now: Instant, tx: &mut TxBatch) {
-        self.fail(&Failure::Guest, now, tx);
-    }
-
     /// The guest does not want it, while it is being connected to. True when it is to be pumped.
     pub(super) fn refuse(&mut self) -> bool {
         let opening = self.engine.socket().state() == State::SynSent;
@@ -475,17 +463,6 @@ impl<S: TcpSocket> Open<S> {
             | State::Closing
             | State::LastAck => None,
         }
-    }
-
-    fn fail(&mut self, failure: &Failure, now: Instant, tx: &mut TxBatch) -> Progress {
-        self.failed = true;
-        if self.engine.is_broken() {
-            self.engine.reset_guest(now, tx);
-        } else if matches!(failure, Failure::Host) || self.guest_deadline.is_some() {
-            self.engine.socket().abort();
-            self.engine.egress(now, tx, false);
-        }
-        Progress::Gone
     }
 
     /// When it must be looked at next.

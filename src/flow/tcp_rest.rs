@@ -265,24 +265,9 @@ const fn inverse(odd: u64) -> u64 {
 mod tests {
     use super::*;
 
-    use crate::buf::{LinkId, TxBatch, TxCapabilities};
+    use crate::buf::TxBatch;
     use crate::flow::tcp_pool::EnginePool;
     use crate::net::parse::SynOptions;
-    use crate::net::{Mac, Wire};
-
-    fn path() -> Path {
-        Path {
-            wire: Wire {
-                link: LinkId(0),
-                src: Mac([2; 6]),
-                dst: Mac([4; 6]),
-            },
-            mtu: 1500,
-            ipv6: false,
-            capabilities: TxCapabilities::default(),
-            timeouts: Timeouts::default(),
-        }
-    }
 
     fn ends() -> Ends {
         Ends {
@@ -318,7 +303,7 @@ mod tests {
                     silent_since: Instant::ZERO,
                 };
                 let rest = rest(initial, initial.rotate_left(7));
-                let engine = pool.resume(Instant::ZERO, (path(), ends()), &rest, streams);
+                let engine = pool.resume(Instant::ZERO, (Path::plain(), ends()), &rest, streams);
                 assert!(engine.is_ok(), "{initial:#x} {streams:?}");
                 pool.put(engine.unwrap());
             }
@@ -336,7 +321,7 @@ mod tests {
         };
         let rest = rest(999, 5000);
         let mut engine = pool
-            .resume(Instant::ZERO, (path(), ends()), &rest, streams)
+            .resume(Instant::ZERO, (Path::plain(), ends()), &rest, streams)
             .unwrap();
         engine.egress(Instant::ZERO, &mut tx, true);
         assert_eq!(tx.frames().count(), 0, "it stands where the other stopped");

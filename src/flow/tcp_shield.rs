@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use smoltcp::iface::PollResult;
+use smoltcp::iface::{Interface, PollResult, SocketSet};
 
 use super::tcp_device::OnePacket;
 use super::tcp_engine::Engine;
@@ -57,10 +57,22 @@ impl Engine {
     }
 
     fn poll_ingress(&mut self, now: Instant, tx: &mut TxBatch, packet: &[u8]) {
+        let (mut device, interface, sockets) = self.device(now, tx, Some(packet), false);
+        interface.poll_ingress_single(now, &mut device, sockets);
+    }
+
+    /// The link as smoltcp sees it: with one packet that comes in, or none. Beside it who looks.
+    fn device<'a>(
+        &'a mut self,
+        now: Instant,
+        tx: &'a mut TxBatch,
+        packet: Option<&'a [u8]>,
+        bulk: bool,
+    ) -> (OnePacket<'a>, &'a mut Interface, &'a mut SocketSet<'static>) {
         let (mss, limit, reach) = (self.mss(), self.limit(), self.reach());
-        let mut device = OnePacket {
-            packet: Some(packet),
-            bulk: false,
+        let device = OnePacket {
+            packet,
+            bulk,
             tx,
             path: &self.path,
             mss,
@@ -69,8 +81,7 @@ impl Engine {
             limit,
             reach,
         };
-        self.interface
-            .poll_ingress_single(now, &mut device, &mut self.sockets);
+        (device, &mut self.interface, &mut self.sockets)
     }
 
     /// Sends what is due, until nothing is or the batch is full; true when the batch stopped it, or a panic.
@@ -81,23 +92,10 @@ impl Engine {
     }
 
     fn poll_egress(&mut self, now: Instant, tx: &mut TxBatch, bulk: bool) -> bool {
-        let (mss, limit, reach) = (self.mss(), self.limit(), self.reach());
         let mut at = self.sends_at(now);
         loop {
-            let mut device = OnePacket {
-                packet: None,
-                bulk,
-                tx,
-                path: &self.path,
-                mss,
-                now,
-                sent: &mut self.line.sent,
-                limit,
-                reach,
-            };
-            let sent = self
-                .interface
-                .poll_egress(at, &mut device, &mut self.sockets);
+            let (mut device, interface, sockets) = self.device(now, tx, None, bulk);
+            let sent = interface.poll_egress(at, &mut device, sockets);
             at = now;
             if matches!(sent, PollResult::None) {
                 return !tx.has_room();

@@ -7,6 +7,7 @@
 //! to report.
 
 mod datagrams;
+mod handed;
 mod line;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -19,11 +20,11 @@ use crate::flow::named_stream::Stream;
 use crate::flow::table::BegunBy;
 use crate::flow::tcp::TcpFlow;
 use crate::flow::{Flow, Turn};
-use crate::host::{DatagramRole, Host, TcpSocket, Token};
+use crate::host::{Host, TcpSocket, Token};
 use crate::net::emit::Ends;
 use crate::net::{Duration, Instant};
 
-use super::share::{FIRST, Freed, Handed};
+use super::share::{Freed, Handed};
 use super::{Stack, mapping, room, udp};
 use line::{Left, Line};
 
@@ -203,37 +204,6 @@ impl<H: Host> Stack<H> {
         Ok(id)
     }
 
-    /// Opens a published UDP port, for the worker of the guest's port.
-    fn publish_udp(&mut self, host: &mut H, id: usize, rule: Publish) -> io::Result<Socket<H>> {
-        let socket = host.udp_open(DatagramRole::Published(rule.host))?;
-        let place = self.share.place;
-        let home = place.of_port(rule.guest);
-        if home == place.index {
-            host.udp_watch(listener_token(id), &socket)?;
-            return Ok(Socket::Udp(socket));
-        }
-        self.share.hand(home, Handed::Port { id, rule, socket });
-        Ok(Socket::Elsewhere(home))
-    }
-
-    /// Takes a UDP port over that the first worker has published.
-    pub(super) fn take_port(&mut self, host: &mut H, id: usize, rule: Publish, socket: H::Udp) {
-        match host.udp_watch(listener_token(id), &socket) {
-            Ok(()) => self.published.add(id, rule, Socket::Udp(socket)),
-            Err(error) => {
-                tracing::warn!(port = %rule.host, %error, "published port is not served");
-                self.share.hand(FIRST, Handed::PortLost { id });
-            }
-        }
-    }
-
-    /// The worker of a UDP port does not serve it: whoever asks what is published does not hear of it any more.
-    pub(super) fn lose_port(&mut self, id: usize) {
-        if let Some(port) = self.published.remove(id) {
-            tracing::warn!(port = %port.rule.host, "published port is taken back: its worker does not serve it");
-        }
-    }
-
     /// Takes a published port back; connections that came by it live on. Says so once it is free, which another worker
     /// may have to see to. False, and nothing said, when there is none.
     pub fn unpublish(&mut self, id: usize, freed: Option<Freed>) -> bool {
@@ -247,12 +217,6 @@ impl<H: Host> Stack<H> {
             tell(freed);
         }
         true
-    }
-
-    /// Closes a UDP port that the first worker has taken back. It may never have been served here.
-    pub(super) fn give_port_up(&mut self, id: usize, freed: Option<Freed>) {
-        drop(self.published.remove(id));
-        tell(freed);
     }
 
     /// The published ports, as the first worker knows them.

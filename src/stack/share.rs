@@ -259,7 +259,7 @@ impl<H: Host> Stack<H> {
                 rule,
             } => self.take_client(turn, socket, client, rule),
             Handed::Port { id, rule, socket } => self.take_port(turn.host, id, rule, socket),
-            Handed::PortLost { id } => self.lose_port(id),
+            Handed::PortLost { id } => self.give_port_up(id, None),
             Handed::Unpublish { id, freed } => self.give_port_up(id, freed),
         }
     }
@@ -271,7 +271,11 @@ impl<H: Host> Stack<H> {
             Handed::Frame { .. } | Handed::Whole { .. } => self.counters.lose_handed(),
             Handed::Neighbour(addr, mac) => self.neighbours.tell_again(addr, mac),
             Handed::Client { .. } => self.handle_handed(turn, handed),
-            Handed::Port { id, .. } | Handed::PortLost { id } => self.lose_port(id),
+            Handed::Port { id, rule, .. } => {
+                tracing::warn!(port = %rule.host, "no worker serves the published port");
+                self.give_port_up(id, None);
+            }
+            Handed::PortLost { id } => self.give_port_up(id, None),
             Handed::Unpublish { id, .. } => {
                 tracing::warn!(id, "no worker gives the published port up");
             }

@@ -1,14 +1,40 @@
-//! An open TCP flow whose engine is not to be relied on any more.
+//! An open TCP flow that ends before both its streams have: one side failed, or its engine is not to be relied on.
 //!
-//! Comes in: the flow. Goes out: a RST to the guest; the host's socket is reset with the flow.
+//! Comes in: what failed. Goes out: a RST to the guest where that is still to hear of it; the host's socket is reset with the
+//! flow. What a host's socket had received before it failed is `failing.rs`'s.
 
-use super::{Failure, Open};
+use super::Open;
 use crate::buf::TxBatch;
 use crate::flow::tcp::Progress;
 use crate::host::TcpSocket;
 use crate::net::Instant;
 
+/// What ended one direction early.
+pub(super) enum Failure {
+    /// The host's side failed: the guest gets a RST.
+    Host,
+    /// The guest's side failed: the host gets a RST.
+    Guest,
+}
+
 impl<S: TcpSocket> Open<S> {
+    /// Ends it: both sides get a RST.
+    pub(in crate::flow) fn give_up(&mut self, now: Instant, tx: &mut TxBatch) {
+        self.fail(&Failure::Guest, now, tx);
+    }
+
+    /// Ends it, for what one side did.
+    pub(super) fn fail(&mut self, failure: &Failure, now: Instant, tx: &mut TxBatch) -> Progress {
+        self.failed = true;
+        if self.engine.is_broken() {
+            self.engine.reset_guest(now, tx);
+        } else if matches!(failure, Failure::Host) || self.guest_deadline.is_some() {
+            self.engine.socket().abort();
+            self.engine.egress(now, tx, false);
+        }
+        Progress::Gone
+    }
+
     /// Ends the flow if its engine is broken.
     pub(super) fn end_broken(&mut self, now: Instant, tx: &mut TxBatch) -> Option<Progress> {
         let broken = self.engine.is_broken();
@@ -20,15 +46,13 @@ impl<S: TcpSocket> Open<S> {
 mod tests {
     use super::*;
 
-    use crate::buf::{LinkId, TxCapabilities};
-    use crate::config::Timeouts;
     use crate::flow::tcp_engine::Path;
     use crate::flow::tcp_pool::EnginePool;
     use crate::host::simulated::{Network, SocketId};
     use crate::host::{Host, Token};
+    use crate::net::Marks;
     use crate::net::emit::Ends;
     use crate::net::parse::tcp_flags;
-    use crate::net::{Mac, Marks, Wire};
 
     /// Where the flags are in a frame of IPv4 without options.
     const FLAGS: usize = 14 + 20 + 13;
@@ -36,17 +60,7 @@ mod tests {
     #[test]
     fn panic_ends_its_own_connection_and_no_other() {
         let (now, mut pool) = (Instant::ZERO, EnginePool::new(1 << 30, usize::MAX));
-        let path = Path {
-            wire: Wire {
-                link: LinkId(0),
-                src: Mac([2; 6]),
-                dst: Mac([4; 6]),
-            },
-            mtu: 1500,
-            ipv6: false,
-            capabilities: TxCapabilities::default(),
-            timeouts: Timeouts::default(),
-        };
+        let path = Path::plain();
         let ends = Ends {
             src: "192.0.2.1:80".parse().unwrap(),
             dst: "10.0.2.100:4000".parse().unwrap(),
